@@ -1,0 +1,1 @@
+"""Finished runs to tables and figures. Imports no torch."""

@@ -1,0 +1,1 @@
+"""Recipes, data pipeline and the harness that runs them."""
