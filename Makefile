@@ -1,0 +1,107 @@
+# `make help` lists what can be made. Text after `##` on a target's line is its line of help.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# Where: set these on the command line or in the environment.
+PYTHON ?= python3.11
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+PORT ?= 5000
+
+# What a recipe runs with, e.g. make exp-llama-omni-stage1 SCALE=smoke SEED=1 ARM=ttt-mlp ARGS="--set positions=4096"
+SCALE ?= cpu
+SEED ?= 0
+ARM ?=
+WEIGHTS ?=
+RESUME ?=
+ARGS ?=
+RECIPE_OPTIONS = --scale $(SCALE) --seed $(SEED) $(if $(ARM),--arm $(ARM)) $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
+	$(if $(filter 1 yes true,$(RESUME)),--resume) $(ARGS)
+
+# pytest; on 2 cores two processes of one thread each beat one process of two threads.
+TEST_PROCESSES ?= 2
+TESTS ?= tests
+
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 1)
+export TOKENIZERS_PARALLELISM ?= false
+
+RECIPE_FILES := $(filter-out experiments/recipes/_%,$(wildcard experiments/recipes/*.py))
+RECIPES := $(subst _,-,$(notdir $(RECIPE_FILES:.py=)))
+RUN := $(VENV)/bin/python
+
+# The stamp holds the torch requirement it was made with, so that asking for another one sets up again.
+STAMP := $(VENV)/.set-up
+ifneq ($(origin TORCH),file)
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(TORCH))
+$(STAMP): FORCE
+endif
+endif
+
+.PHONY: help setup test lint format typecheck check lock smoke mlflow-ui clean clean-runs FORCE
+
+help: ## list every target and every recipe
+	@echo "Targets:"
+	@awk -F ':.*## ' '/^[a-z][a-zA-Z%-]*:.*## / { sub("%", "NAME", $$1); printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@echo "Recipes (make exp-NAME SCALE=smoke|cpu|gpu|full SEED=0 [ARM=...] [WEIGHTS=...] [RESUME=1] [ARGS=...]):"
+	@awk 'FNR == 1 { name = FILENAME; sub(".*/", "", name); sub("[.]py$$", "", name); gsub("_", "-", name); \
+		line = $$0; gsub("^[rR]?\"\"\"|\"\"\"$$", "", line); printf "  make exp-%-22s %s\n", name, line }' \
+		$(RECIPE_FILES) /dev/null
+
+setup: $(STAMP) ## make .venv with everything pinned (done by the other targets when needed)
+
+# torch comes first and by plain pip, so that the machine's own package index decides between its CPU and CUDA builds. The rest is
+# installed exactly as locked, without dependency resolution: moshi's declared bounds would forbid it (docs/environment.md).
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
+		echo "make setup: requirements.lock is for Python 3.11, and '$(PYTHON)' is not one; name one with PYTHON=/path/to/python3.11" >&2; \
+		exit 1; }
+	@test -x $(VENV)/bin/pip || { echo "setting up $(VENV): new environment"; $(PYTHON) -m venv $(VENV); }
+	@echo "setting up $(VENV): $(TORCH) (1 of 3)"
+	@$(VENV)/bin/pip install -qq --disable-pip-version-check "$(TORCH)"
+	@echo "setting up $(VENV): $$(wc -l < requirements.lock) packages of requirements.lock (2 of 3)"
+	@$(VENV)/bin/pip install -qq --disable-pip-version-check --no-deps -r requirements.lock
+	@echo "setting up $(VENV): this project (3 of 3)"
+	@$(VENV)/bin/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "$(TORCH)" > $@
+
+test: $(STAMP) ## run every test, the recipes' smoke runs among them
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(TEST_PROCESSES) $(TESTS) $(ARGS)
+
+lint: $(STAMP) ## check style and formatting of code and notebooks
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: $(STAMP) ## put code and notebooks in the house format, fixing what can be fixed
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+typecheck: $(STAMP) ## check types (strict in ttt_core and analysis)
+	$(RUN) -m pyright
+
+check: lint typecheck test ## lint, typecheck and test
+
+lock: $(STAMP) ## pin the newest versions that pyproject.toml admits in requirements.lock
+	$(VENV)/bin/uv pip compile --quiet --upgrade --python-version 3.11 --extra moshi --extra dev \
+		--override requirements.overrides.txt --excludes requirements.excludes.txt --no-emit-package torch \
+		--no-header --no-annotate --output-file requirements.lock pyproject.toml
+	@git --no-pager diff --stat -- requirements.lock
+
+exp-%: $(STAMP) ## run one recipe, e.g. make exp-llama-omni-stage1
+	$(RUN) -m experiments $* $(RECIPE_OPTIONS)
+
+smoke: $(STAMP) ## run every recipe at its smallest scale
+	@set -e; for recipe in $(RECIPES); do $(RUN) -m experiments $$recipe --scale smoke --seed $(SEED); done
+
+mlflow-ui: $(STAMP) ## look at the runs in a browser (MLFLOW_TRACKING_URI if set, else runs/mlflow.db)
+	@case "$$MLFLOW_TRACKING_URI" in http*) echo "runs are served at $$MLFLOW_TRACKING_URI"; exit 0;; esac; mkdir -p runs; \
+		exec $(VENV)/bin/mlflow server --port $(PORT) \
+		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/runs/mlflow.db}" \
+		--artifacts-destination "$(CURDIR)/runs/artifacts"
+
+clean: ## remove caches and build leftovers; runs and prepared data stay
+	rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+clean-runs: ## remove every local run with its checkpoints and the local MLflow store
+	rm -rf runs
