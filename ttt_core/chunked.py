@@ -65,7 +65,8 @@ def scan(
     for start in range(0, slots.mini_batches, stride):
         stop = min(start + stride, slots.mini_batches)
         parts = [list(tensors[start:stop]) for tensors in per_mini_batch]
-        complete = slots.is_complete[start:stop] if isinstance(slots.is_complete, list) else slots.is_complete[:, start:stop]
+        whole = slots.is_complete
+        complete = whole[start:stop] if isinstance(whole, list) else whole[:, start:stop]
         arguments = (parts, weights, sums, complete, row_scales, norm)
         if group:
             result = checkpoint(_scan_mini_batches, *arguments, use_reentrant=False)
@@ -129,11 +130,11 @@ def _lay_out(
     if open_tokens is None and lengths is None:
         count = -(-tokens // size)
         return _Slots(None, None, None, count, [(m + 1) * size <= tokens for m in range(count)])
+    # A stream at a boundary needs ceil(T / b) mini-batches; rows that start inside one may reach into one more.
+    count = -(-tokens // size) if open_tokens is None else -(-(tokens + size - 1) // size)
     if open_tokens is None:
         assert lengths is not None
         open_tokens = torch.zeros_like(lengths)
-    # A fresh stream needs ceil(T / b) mini-batches; rows that start inside one may reach into one more.
-    count = -(-(tokens + size - 1) // size)
     slot = torch.arange(count * size, device=device)
     token = slot[None] - open_tokens[:, None]
     last = tokens if lengths is None else lengths[:, None]

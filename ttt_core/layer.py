@@ -254,10 +254,6 @@ class TTTLayer(nn.Module):
         if self.picked_backend(tokens) == "sequential":
             return sequential.scan(*arguments, state.sums, state.open_tokens, lengths, inner.row_scales, inner.norm)
         open_tokens, sums = (None, None) if is_fresh or _none_open(state) else (state.open_tokens, state.sums)
-        if lengths is not None:
-            real = places.new_zeros(()) + torch.arange(tokens, device=hidden.device)[None] < lengths[:, None]
-            step_sizes = torch.where(real[:, None, :, None], step_sizes, 0.0)
-            arguments = (q, k, v, step_sizes, state.weights)
         return chunked.scan(
             *arguments, sums, open_tokens, lengths, inner.row_scales, inner.norm, config.checkpoint_group
         )
@@ -279,7 +275,9 @@ class TTTLayer(nn.Module):
         if state is None:
             return
         if state.batch_size != x.shape[0]:
-            raise ValueError(f"the state holds {state.batch_size} rows and x has {x.shape[0]}; use state.select or repeat")
+            raise ValueError(
+                f"the state holds {state.batch_size} rows and x has {x.shape[0]}; use state.select or repeat"
+            )
         if state.W1.dtype != self.inner.W1.dtype or state.W1.shape[1:] != self.inner.W1.shape:
             raise ValueError(
                 f"the state's W1 is {state.W1.dtype} {tuple(state.W1.shape[1:])}, this layer's is "

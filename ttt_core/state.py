@@ -42,7 +42,7 @@ class TTTState:
     config: TTTConfig
 
     @property
-    def W1(self) -> Tensor:
+    def W1(self) -> Tensor:  # noqa: N802
         return self.weights.W1
 
     @property
@@ -50,7 +50,7 @@ class TTTState:
         return self.weights.b1
 
     @property
-    def W2(self) -> Tensor | None:
+    def W2(self) -> Tensor | None:  # noqa: N802
         return self.weights.W2
 
     @property
@@ -83,7 +83,9 @@ class TTTState:
     def reset(self, rows: Rows | None = None) -> TTTState:
         """Start the given rows anew from the learned weights: indices, a (B,) bool mask, or None for all rows."""
         mask = self._row_mask(rows)
-        started = InnerWeights.from_tensors([tensor.expand(self.batch_size, *tensor.shape) for tensor in self.initial.tensors])
+        started = InnerWeights.from_tensors(
+            [tensor.expand(self.batch_size, *tensor.shape) for tensor in self.initial.tensors]
+        )
         return replace(
             self,
             weights=choose_rows(mask, started, self.weights),
@@ -127,7 +129,9 @@ class TTTState:
         tensors |= {f"conv.{name}": tensor for name, tensor in self.conv.items()}
         tensors["count"] = self.count
         metadata = {"format": FORMAT, "version": str(VERSION), "config": json.dumps(self.config.state_identity())}
-        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path, metadata)
+        save_file(
+            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path, metadata
+        )
 
     @staticmethod
     def load(path: str | Path, config: TTTConfig) -> TTTState:
@@ -141,7 +145,9 @@ class TTTState:
             names = InnerWeights._fields if config.inner_model == "mlp" else InnerWeights._fields[:2]
             missing = [f"{prefix}.{name}" for name in names if f"{prefix}.{name}" not in tensors]
             if missing:
-                raise ValueError(f"{path} lacks the tensors {', '.join(missing)}; it was cut short or is of another layer")
+                raise ValueError(
+                    f"{path} lacks the tensors {', '.join(missing)}; it was cut short or is of another layer"
+                )
             return InnerWeights.from_tensors([tensors[f"{prefix}.{name}"] for name in names])
 
         conv = {name.removeprefix("conv."): tensor for name, tensor in tensors.items() if name.startswith("conv.")}
@@ -195,13 +201,19 @@ def _read_checked(path: Path, config: TTTConfig) -> dict[str, Tensor]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
-        raise ValueError(f"{path} is no readable safetensors file ({error}); it may be cut short: save it again") from error
+        raise ValueError(
+            f"{path} is no readable safetensors file ({error}); it may be cut short: save it again"
+        ) from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} holds no TTT state (its format is {metadata.get('format')!r}, expected {FORMAT!r})")
     if metadata.get("version") != str(VERSION):
         raise ValueError(f"{path} has state version {metadata.get('version')}; this code reads version {VERSION}")
     saved, wanted = json.loads(metadata["config"]), config.state_identity()
-    differing = [f"{name} is {saved.get(name)!r} there and {wanted[name]!r} here" for name in wanted if saved.get(name) != wanted[name]]
+    differing = [
+        f"{name} is {saved.get(name)!r} there and {wanted[name]!r} here"
+        for name in wanted
+        if saved.get(name) != wanted[name]
+    ]
     if differing:
         raise ValueError(f"{path} was saved by a layer of another config: {'; '.join(differing)}")
     return tensors

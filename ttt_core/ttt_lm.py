@@ -53,7 +53,7 @@ def load_ttt_lm_state_dict(layer: TTTLayer, state_dict: dict[str, Tensor]) -> No
     problems = [f"missing {', '.join(missing)}"] if missing else []
     problems += [f"unexpected {', '.join(extra)}"] if extra else []
     for theirs, ours in wanted.items():
-        given = state_dict[theirs] if theirs in state_dict else None
+        given = state_dict.get(theirs)
         if given is not None and _without_ones(given) != _without_ones(own[ours]):
             problems.append(f"{theirs} has shape {tuple(given.shape)}, expected {tuple(own[ours].shape)}")
     if problems:
