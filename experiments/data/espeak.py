@@ -1,0 +1,291 @@
+"""Speech from text through espeak-ng: the same sentence in the same voice is always the same samples.
+
+The engine is a C library with global state that outlives a sentence (pitch flutter, wave phase, random numbers): a
+sentence spoken second differs in its bytes from the same sentence spoken first, even after `espeak_Terminate`, and the
+library cannot be unloaded. So each sentence is spoken in a fork of a process in which nothing was spoken before (3 ms
+each). The forking processes are this very file run as a script: they import neither torch nor the caller's `__main__`,
+start in a third of a second, and work from a notebook as from a command line.
+
+espeak-ng is GPL-3 and is never vendored: the separately installed `espeakng-loader` wheel carries library and voices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+
+SAMPLE_RATE_HZ = 16_000
+"""Rate of every file written; the engine itself speaks at 22,050 Hz."""
+
+INSTALL_HINT = "espeak-ng is not installed: run `pip install espeakng-loader` (a wheel with the library and its voices)"
+
+_OUTPUT_SYNCHRONOUS = 2  # espeak_AUDIO_OUTPUT of speak_lib.h: samples go to the callback before espeak_Synth returns
+_CHARS_UTF8 = 1
+_PARAMETER_RATE, _PARAMETER_PITCH = 1, 3
+_RANDOM_SEED = 1
+_ENGINE_PATH_LIMIT = 130  # speak_lib copies the data path into 160 bytes and appends file names to it, cutting silently
+_EDGE_SILENCE_S = 0.05
+_EDGE_LEVEL = 10 ** (-50 / 20)
+
+_SynthCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+
+class EspeakError(RuntimeError):
+    """espeak-ng is missing, lacks a voice, or failed to speak."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EspeakVoice:
+    """One way of speaking.
+
+    language: a voice of the engine, such as "en-us". variant: a file of its `voices/!v`, such as "f3"; empty for none.
+    words_per_minute: 80 to 450. pitch: 0 to 99, 50 is the voice's own.
+    """
+
+    language: str = "en-us"
+    variant: str = ""
+    words_per_minute: int = 190
+    pitch: int = 50
+
+    def __post_init__(self) -> None:
+        if not 80 <= self.words_per_minute <= 450:
+            raise ValueError(f"words_per_minute is {self.words_per_minute}; espeak-ng speaks at 80 to 450")
+        if not 0 <= self.pitch <= 99:
+            raise ValueError(f"pitch is {self.pitch}; it must be 0 to 99")
+
+    @property
+    def name(self) -> str:
+        """The engine's name for it: "en-us+f3"."""
+        return f"{self.language}+{self.variant}" if self.variant else self.language
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechJob:
+    """One sentence to speak into one 16 kHz, 16-bit, mono wav file."""
+
+    text: str
+    voice: EspeakVoice
+    path: Path
+
+
+def speak_to_files(jobs: Sequence[SpeechJob], processes: int) -> Iterator[int]:
+    """Speak every job into its file and yield its index as it is done, in no fixed order.
+
+    processes: engines at work at the same time. Raises EspeakError with the engine's own words when one fails.
+    """
+    done: queue.Queue[int | EspeakError | None] = queue.Queue()
+    count = max(1, min(processes, len(jobs)))
+    workers = [_start_worker([(i, jobs[i]) for i in range(k, len(jobs), count)], done) for k in range(count)]
+    try:
+        while count:
+            report = done.get()
+            if isinstance(report, EspeakError):
+                raise report
+            if report is None:
+                count -= 1
+            else:
+                yield report
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+
+
+def speak(text: str, voice: EspeakVoice) -> np.ndarray:
+    """Samples (N,) float32 in [-1, 1] at 16 kHz."""
+    with tempfile.TemporaryDirectory(prefix="speak") as folder:
+        path = Path(folder) / "speech.wav"
+        for _ in speak_to_files([SpeechJob(text=text, voice=voice, path=path)], processes=1):
+            pass
+        samples, _ = soundfile.read(path, dtype="float32")
+    return samples
+
+
+def engine_version() -> str:
+    """Version of the installed library, such as "1.52.0"."""
+    library, _ = _find_engine()
+    library.espeak_Info.restype = ctypes.c_char_p
+    return library.espeak_Info(None).decode().split()[0]
+
+
+def _start_worker(
+    numbered_jobs: list[tuple[int, SpeechJob]], done: queue.Queue[int | EspeakError | None]
+) -> subprocess.Popen[str]:
+    """Start a process that speaks these jobs, and a thread that passes its reports on to `done` (None at its end)."""
+    # -P: this folder must not lead sys.path, or its modules would hide others of the same name.
+    worker = subprocess.Popen(
+        [sys.executable, "-P", __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def pass_on() -> None:
+        try:
+            assert worker.stdin is not None and worker.stdout is not None and worker.stderr is not None
+            lines = [
+                {"index": i, "text": j.text, "voice": asdict(j.voice), "path": str(j.path)} for i, j in numbered_jobs
+            ]
+            try:
+                json.dump(lines, worker.stdin)
+                worker.stdin.close()
+            except BrokenPipeError:
+                pass  # the worker died early: its exit status and stderr below say why
+            for line in worker.stdout:
+                done.put(int(line))
+            complaint = worker.stderr.read().strip()
+            if worker.wait() != 0:
+                done.put(
+                    EspeakError(complaint.splitlines()[-1] if complaint else f"espeak-ng died ({worker.returncode})")
+                )
+        finally:
+            done.put(None)
+
+    threading.Thread(target=pass_on, daemon=True).start()
+    return worker
+
+
+# What follows runs in the worker process.
+
+
+def _find_engine() -> tuple[ctypes.CDLL, Path]:
+    try:
+        import espeakng_loader  # optional engine: the message says how to get it
+    except ModuleNotFoundError as error:
+        raise EspeakError(INSTALL_HINT) from error
+    try:
+        return ctypes.CDLL(espeakng_loader.get_library_path()), Path(espeakng_loader.get_data_path())
+    except (OSError, RuntimeError) as error:
+        raise EspeakError(f"{INSTALL_HINT} ({error})") from error
+
+
+@contextlib.contextmanager
+def _short_data_path(data_path: Path) -> Iterator[Path]:
+    """`data_path`, or for as long as needed a short link to it where the engine would cut it."""
+    if len(os.fsencode(data_path)) <= _ENGINE_PATH_LIMIT:
+        yield data_path
+        return
+    with tempfile.TemporaryDirectory(prefix="es") as scratch:
+        link = Path(scratch) / "espeak-ng-data"
+        if len(os.fsencode(link)) > _ENGINE_PATH_LIMIT:
+            raise EspeakError(
+                f"espeak-ng cannot read data from {data_path} (over {_ENGINE_PATH_LIMIT} characters), and the temporary "
+                f"folder {scratch} is too long for a link to it: set TMPDIR to a short path"
+            )
+        link.symlink_to(data_path, target_is_directory=True)
+        yield link
+
+
+def _start_engine(library: ctypes.CDLL, data_path: Path) -> None:
+    rate_hz = library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 0, os.fsencode(data_path), 0)
+    if rate_hz != 22_050:
+        raise EspeakError(f"espeak-ng did not start on {data_path} (it answered {rate_hz}); {INSTALL_HINT}")
+
+
+def _set_voice(library: ctypes.CDLL, data_path: Path, voice: EspeakVoice) -> None:
+    """Make a started engine speak in this voice. To be called once per process: traces of an earlier voice remain."""
+    if voice.variant and not (data_path / "voices" / "!v" / voice.variant).is_file():
+        # The engine itself would fall back to the plain voice without a word.
+        raise EspeakError(
+            f"espeak-ng has no voice variant {voice.variant!r}; f1 to f5 and m1 to m8 are among those it has"
+        )
+    if library.espeak_SetVoiceByName(voice.name.encode()) != 0:
+        raise EspeakError(f"espeak-ng has no voice {voice.name!r}; `en-us` and `en-gb-x-rp` are two of those it has")
+    library.espeak_SetParameter(_PARAMETER_RATE, voice.words_per_minute, 0)
+    library.espeak_SetParameter(_PARAMETER_PITCH, voice.pitch, 0)
+    library.espeak_ng_SetRandSeed(ctypes.c_long(_RANDOM_SEED))  # espeak_Initialize has seeded from the clock
+
+
+def _speak_once(library: ctypes.CDLL, text: str) -> np.ndarray:
+    """Samples (N,) float32 at 22.05 kHz. To be called once per process: the next sentence would depend on this one."""
+    pieces: list[np.ndarray] = []
+
+    def keep(samples: ctypes._Pointer[ctypes.c_short], count: int, _events: int | None) -> int:
+        if samples and count > 0:
+            pieces.append(np.ctypeslib.as_array(samples, (count,)).astype(np.float32) / 32768)
+        return 0
+
+    callback = _SynthCallback(keep)
+    library.espeak_SetSynthCallback(callback)
+    utf8 = text.encode() + b"\0"
+    if library.espeak_Synth(utf8, ctypes.c_size_t(len(utf8)), 0, 0, 0, _CHARS_UTF8, None, None) != 0 or not pieces:
+        raise EspeakError(f"espeak-ng could not speak {text!r}")
+    return np.concatenate(pieces)
+
+
+def _write_speech(samples: np.ndarray, path: Path, text: str) -> None:
+    """Resample from 22.05 kHz, cut the engine's own silence down to 50 ms at both ends, write 16-bit wav."""
+    speech = soxr.resample(samples, 22_050, SAMPLE_RATE_HZ)
+    loud = np.flatnonzero(np.abs(speech) > _EDGE_LEVEL)
+    if not len(loud):
+        raise EspeakError(f"espeak-ng said nothing for {text!r}: is there a word in it?")
+    edge = round(_EDGE_SILENCE_S * SAMPLE_RATE_HZ)
+    speech = speech[max(0, loud[0] - edge) : loud[-1] + edge]
+    soundfile.write(path, np.clip(speech, -1, 1), SAMPLE_RATE_HZ, subtype="PCM_16")
+
+
+def _in_fork(work: Callable[[], None]) -> bool:
+    """Run `work` in a copy of this process; False when it failed (it has then said why on stderr)."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        except (EspeakError, OSError, soundfile.LibsndfileError) as error:
+            print(error, file=sys.stderr, flush=True)
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def _speak_jobs_of_one_voice(
+    library: ctypes.CDLL, data_path: Path, voice: EspeakVoice, jobs: list[dict[str, Any]]
+) -> None:
+    # The voice is set before the forks: loading its dictionary takes longer (20 ms) than speaking a sentence.
+    _set_voice(library, data_path, voice)
+    for job in jobs:
+        text = job["text"]
+        if not _in_fork(
+            lambda text=text, path=Path(job["path"]): _write_speech(_speak_once(library, text), path, text)
+        ):
+            os._exit(1)
+        print(job["index"], flush=True)
+
+
+def _main() -> None:
+    jobs_by_voice: dict[EspeakVoice, list[dict[str, Any]]] = {}
+    for job in json.load(sys.stdin):
+        jobs_by_voice.setdefault(EspeakVoice(**job["voice"]), []).append(job)
+    try:
+        library, full_data_path = _find_engine()
+        with _short_data_path(full_data_path) as data_path:
+            _start_engine(library, data_path)
+            for voice, jobs in jobs_by_voice.items():
+                if not _in_fork(
+                    lambda voice=voice, jobs=jobs: _speak_jobs_of_one_voice(library, data_path, voice, jobs)
+                ):
+                    sys.exit(1)
+    except EspeakError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    _main()
