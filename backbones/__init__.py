@@ -1,0 +1,50 @@
+"""Pretrained speech models that test-time training is mounted on, one folder each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ttt_core import TTTConfig
+
+__all__ = ["load_backbone"]
+
+BACKBONES = ("llama-omni",)
+
+
+def load_backbone(
+    name: str,
+    scale: Literal["smoke", "cpu", "gpu", "full"] = "smoke",
+    weights: str | Path | None = None,
+    ttt: TTTConfig | Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """A speech model, with test-time training in the top quarter of its layers where `ttt` says so.
+
+    scale: its size with random weights; `full` has the published dimensions. weights: a folder in the model's
+    published format, whose own dimensions then hold. ttt: a `TTTConfig`, or a mapping of its fields in which
+    `hidden_size` and `num_heads` default to the model's. Raises ValueError for an unknown name.
+    """
+    if name not in BACKBONES:
+        raise ValueError(f"no backbone {name!r}; there is {', '.join(BACKBONES)}")
+    # Imported here: a backbone's libraries are loaded only by those who use it.
+    from backbones.llama_omni import LlamaOmni, LlamaOmniConfig
+
+    config = LlamaOmniConfig.at_scale(scale)
+    model = LlamaOmni(config) if weights is None else LlamaOmni.from_checkpoint(weights)
+    if ttt is not None:
+        mount_on_top_quarter(model.llm, ttt)
+    return model
+
+
+def mount_on_top_quarter(llm: nn.Module, ttt: TTTConfig | Mapping[str, Any]) -> None:
+    """Mounts TTT on the last quarter of a transformers decoder's layers (24-31 of 32), in place."""
+    from ttt_core import TTTConfig, mount
+
+    layers, hidden_size = llm.config.num_hidden_layers, llm.config.hidden_size
+    if not isinstance(ttt, TTTConfig):
+        ttt = TTTConfig(**{"hidden_size": hidden_size, "num_heads": llm.config.num_attention_heads, **ttt})
+    mount(llm, layers=range(layers - max(1, layers // 4), layers), config=ttt)
