@@ -16,8 +16,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-# What moshi 0.2.13 forbids and the lock installs all the same. A newer moshi that lifts one of these bounds makes a test
-# below say so: then drop its override, and once none is left make moshi a base dependency.
+# What moshi 0.2.13 forbids and the lock installs all the same. A newer moshi that lifts one of these bounds makes a
+# test below say so: then drop its override, and once none is left make moshi a base dependency.
 EXCEEDED_BOUNDS_OF_MOSHI = {
     "aiohttp": "<3.12,>=3.10.5",
     "huggingface-hub": "<1.0.0,>=0.24",
