@@ -16,7 +16,7 @@ ARM ?=
 WEIGHTS ?=
 RESUME ?=
 ARGS ?=
-RECIPE_OPTIONS = --scale $(SCALE) --seed $(SEED) $(if $(ARM),--arm $(ARM)) $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
+RECIPE_OPTIONS = --scale $(SCALE) --seed $(SEED) $(foreach arm,$(ARM),--arm $(arm)) $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
 	$(if $(filter 1 yes true,$(RESUME)),--resume) $(ARGS)
 
 # pytest; on 2 cores two processes of one thread each beat one process of two threads.
@@ -95,9 +95,9 @@ smoke: $(STAMP) ## run every recipe at its smallest scale
 
 mlflow-ui: $(STAMP) ## look at the runs in a browser (MLFLOW_TRACKING_URI if set, else runs/mlflow.db)
 	@case "$$MLFLOW_TRACKING_URI" in http*) echo "runs are served at $$MLFLOW_TRACKING_URI"; exit 0;; esac; mkdir -p runs; \
-		exec $(VENV)/bin/mlflow server --port $(PORT) \
+		MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false exec $(VENV)/bin/mlflow server --port $(PORT) --workers 1 \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/runs/mlflow.db}" \
-		--artifacts-destination "$(CURDIR)/runs/artifacts"
+		--artifacts-destination "$(CURDIR)/runs/mlartifacts"
 
 clean: ## remove caches and build leftovers; runs and prepared data stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
