@@ -76,7 +76,7 @@ format: $(STAMP) ## put code and notebooks in the house format, fixing what can 
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-typecheck: $(STAMP) ## check types (strict in ttt_core and analysis)
+typecheck: $(STAMP) ## check the types of ttt_core and analysis, strictly
 	$(RUN) -m pyright
 
 check: lint typecheck test ## lint, typecheck and test
