@@ -177,7 +177,8 @@ def test_the_published_config_builds_a_vocoder_of_1000_units() -> None:
         vocoder = UnitVocoder(PUBLISHED_VOCODER_CONFIG)
     assert vocoder.generator.dict.weight.shape == (1000, 128)
     assert vocoder.samples_per_frame == 320 and vocoder.sample_rate_hz == 16000
-    assert vocoder.generator.resblocks[-1].convs1[0].weight.shape == (16, 16, 11)
+    assert sum(parameter.numel() for parameter in vocoder.generator.parameters()) > 10e6
+    assert vocoder.generator.dur_predictor is not None
 
 
 @pytest.mark.parametrize(
