@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
 
+    from backbones.llama_omni import LlamaOmni
     from ttt_core import TTTConfig
 
 __all__ = ["load_backbone"]
@@ -21,12 +22,12 @@ def load_backbone(
     scale: Literal["smoke", "cpu", "gpu", "full"] = "smoke",
     weights: str | Path | None = None,
     ttt: TTTConfig | Mapping[str, Any] | None = None,
-) -> nn.Module:
+) -> LlamaOmni:
     """A speech model, with test-time training in the top quarter of its layers where `ttt` says so.
 
     scale: its size with random weights; `full` has the published dimensions. weights: a folder in the model's
     published format, whose own dimensions then hold. ttt: a `TTTConfig`, or a mapping of its fields in which
-    `hidden_size` and `num_heads` default to the model's. Raises ValueError for an unknown name.
+    what is left open is the model's own. Raises ValueError for an unknown name.
     """
     if name not in BACKBONES:
         raise ValueError(f"no backbone {name!r}; there is {', '.join(BACKBONES)}")
@@ -40,11 +41,18 @@ def load_backbone(
     return model
 
 
-def mount_on_top_quarter(llm: nn.Module, ttt: TTTConfig | Mapping[str, Any]) -> None:
-    """Mounts TTT on the last quarter of a transformers decoder's layers (24-31 of 32), in place."""
+def mount_on_top_quarter(llm: PreTrainedModel, ttt: TTTConfig | Mapping[str, Any]) -> None:
+    """Mounts TTT on the last quarter of a transformers decoder's layers (24-31 of 32), in place.
+
+    Heads that `ttt` leaves open are those of the attention that TTT replaces.
+    """
     from ttt_core import TTTConfig, mount
 
-    layers, hidden_size = llm.config.num_hidden_layers, llm.config.hidden_size
+    host = llm.config
     if not isinstance(ttt, TTTConfig):
-        ttt = TTTConfig(**{"hidden_size": hidden_size, "num_heads": llm.config.num_attention_heads, **ttt})
+        fields: dict[str, Any] = {"hidden_size": host.hidden_size, **ttt}
+        if "num_heads" not in fields:
+            fields |= {"num_heads": host.num_attention_heads, "head_dim": host.head_dim}
+        ttt = TTTConfig(**fields)
+    layers = host.num_hidden_layers
     mount(llm, layers=range(layers - max(1, layers // 4), layers), config=ttt)

@@ -235,7 +235,7 @@ class LlamaOmniConfig:
 
     def to_published(self) -> dict[str, Any]:
         """The content of a published `config.json`; our own keys only where the weights do not tell them."""
-        written = {"architectures": ["OmniSpeech2SLlamaForCausalLM"], "model_type": MODEL_TYPE}
+        written: dict[str, Any] = {"architectures": ["OmniSpeech2SLlamaForCausalLM"], "model_type": MODEL_TYPE}
         written |= copy.deepcopy(self.other_published_keys)
         for f in fields(self):
             if f.name in OWN_KEYS or f.name == "other_published_keys":

@@ -26,10 +26,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Heard:
-    """The one mutable thing of a conversation: the cache transformers advances in place, and what it holds."""
+    """The one mutable thing of a conversation: the cache transformers advances in place, and what it holds.
+
+    `attention_mask` (B, positions) is None as long as every position is real.
+    """
 
     cache: Cache
-    attention_mask: Tensor
+    positions: int
+    attention_mask: Tensor | None
+
+    def add(self, mask: Tensor) -> None:
+        """Notes (B, T) more positions."""
+        if self.attention_mask is not None or not bool(mask.all()):
+            if self.attention_mask is None:
+                self.attention_mask = mask.new_ones(mask.shape[0], self.positions)
+            self.attention_mask = torch.cat([self.attention_mask, mask], dim=1)
+        self.positions += mask.shape[1]
 
 
 @dataclass(frozen=True)
@@ -245,10 +257,11 @@ def generate_reply(
             past=past,
         )
     )
+    frames = [step.ctc_frames for step in steps if step.ctc_frames is not None]
     units = [torch.cat([step.new_units[b] for step in steps]) for b in range(input_ids.shape[0])] if speak else []
     return SpokenReply(
         text_ids=torch.stack([step.token_ids for step in steps], dim=1),
-        ctc_frames=torch.cat([step.ctc_frames for step in steps], dim=1) if speak else None,
+        ctc_frames=torch.cat(frames, dim=1) if speak else None,
         units_per_sample=units,
         past=steps[-1].past,
     )
@@ -306,7 +319,7 @@ class _Reader:
     def past(self, pending: Tensor) -> ConversationPast | None:
         if self.heard is None:
             return None
-        return ConversationPast(self.heard, self.heard.attention_mask.shape[1], pending[:, None].clone())
+        return ConversationPast(self.heard, self.heard.positions, pending[:, None].clone())
 
     def _read_cached(self, embeds: Tensor, mask: Tensor) -> Tensor:
         heard = self.heard
@@ -318,15 +331,14 @@ class _Reader:
             use_cache=True,
         )
         assert cache is not None
-        if heard is None:
-            self.heard = _Heard(cache, mask)
-        else:
-            heard.attention_mask = torch.cat([heard.attention_mask, mask], dim=1)
+        if self.heard is None:
+            self.heard = _Heard(cache, 0, None)
+        self.heard.add(mask)
         return hidden[:, -1]
 
     @staticmethod
     def _check(past: ConversationPast, batch: int) -> None:
-        now = past.heard.attention_mask.shape[1]
+        now = past.heard.positions
         if now != past.positions:
             raise ValueError(
                 f"this past ends at position {past.positions} but its conversation went on to {now}; continue from "

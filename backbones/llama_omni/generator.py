@@ -96,8 +96,8 @@ class SpeechGenerator(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=config.initializer_range)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        for projection in (self.input_proj, self.output_proj):
+            nn.init.zeros_(projection.bias)
 
     @property
     def blank(self) -> int:

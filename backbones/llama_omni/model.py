@@ -6,7 +6,7 @@ Shape letters: B batch, N tokens given, T positions after splicing, C hidden siz
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -19,7 +19,6 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from backbones.llama_omni.checkpoint import load_llama_omni, save_llama_omni
 from backbones.llama_omni.config import LlamaOmniConfig
-from backbones.llama_omni.ctc import SpokenTurn
 from backbones.llama_omni.generate import generate_reply, stream_reply
 from backbones.llama_omni.generator import SpeechGenerator
 from backbones.llama_omni.speech_encoder import (
@@ -32,11 +31,10 @@ from backbones.llama_omni.speech_encoder import (
     positions_per_window,
 )
 from backbones.llama_omni.splicing import IGNORED_LABEL, PaddingSide, SplicedInputs, splice_speech
+from backbones.llama_omni.spoken_turns import CTCAlignment, TargetUnits, spoken_states
 
 logger = logging.getLogger(__name__)
 
-CTCAlignment = Literal["predicting", "original"]
-TargetUnits = Tensor | Sequence[Tensor] | Sequence[Sequence[SpokenTurn]]
 Stage = Literal["text", "speech", "joint"]
 
 
@@ -107,9 +105,8 @@ class LlamaOmni(nn.Module):
             if isinstance(module, LlamaRotaryEmbedding) and module.inv_freq.device.type != "meta":
                 with torch.device("cpu"):
                     exact = LlamaRotaryEmbedding(module.config)
-                device = module.inv_freq.device
-                module.inv_freq = exact.inv_freq.to(device)
-                module.original_inv_freq = exact.original_inv_freq.to(device)
+                for name, frequencies in exact.named_buffers():
+                    module.register_buffer(name, frequencies.to(module.inv_freq.device), persistent=False)
         return self
 
     # Speech in
@@ -165,6 +162,7 @@ class LlamaOmni(nn.Module):
         ctc_alignment: CTCAlignment | None = None,
         on_infeasible: Literal["report", "raise"] = "report",
         logits_only_where_labelled: bool = False,
+        ttt_base_lr: float | None = None,
     ) -> LlamaOmniOutput:
         """Logits and the losses that `labels` and `target_units` ask for.
 
@@ -178,6 +176,8 @@ class LlamaOmni(nn.Module):
         token: "predicting", the one that predicted it (the paper's definition, and what generation does), or
         "original", the one at its own position (the release's training code). By default turns are aligned as
         "predicting" and a plain sequence a sample, the release's own interface, as "original".
+        on_infeasible: what to do about turns whose units do not fit their frames: count and log them, or raise.
+        ttt_base_lr: inner step size of a mounted model, for its warm-up.
         """
         spliced = self.splice(input_ids, speech, labels, attention_mask=attention_mask, padding_side=padding_side)
         return self.forward_spliced(
@@ -189,6 +189,7 @@ class LlamaOmni(nn.Module):
             ctc_alignment=ctc_alignment,
             on_infeasible=on_infeasible,
             logits_only_where_labelled=logits_only_where_labelled,
+            ttt_base_lr=ttt_base_lr,
         )
 
     def forward_spliced(
@@ -202,6 +203,7 @@ class LlamaOmni(nn.Module):
         ctc_alignment: CTCAlignment | None = None,
         on_infeasible: Literal["report", "raise"] = "report",
         logits_only_where_labelled: bool = False,
+        ttt_base_lr: float | None = None,
     ) -> LlamaOmniOutput:
         """`forward` from embeddings that are already spliced."""
         if on_infeasible not in ("report", "raise"):
@@ -212,6 +214,7 @@ class LlamaOmni(nn.Module):
             past_key_values=past_key_values,
             past_attention_mask=past_attention_mask,
             use_cache=use_cache,
+            ttt_base_lr=ttt_base_lr,
         )
         labels = spliced.labels
         token_losses = token_positions = text_loss = None
@@ -259,8 +262,12 @@ class LlamaOmni(nn.Module):
         past_key_values: Cache | None = None,
         past_attention_mask: Tensor | None = None,
         use_cache: bool = False,
+        ttt_base_lr: float | None = None,
     ) -> tuple[Tensor, Cache | None]:
-        """Hidden states (B, T, C) after the final norm, and the cache (the one given is advanced in place)."""
+        """Hidden states (B, T, C) after the final norm, and the cache (the one given is advanced in place).
+
+        ttt_base_lr: the inner step size of this call, for a mounted model only; None for its config's.
+        """
         batch, positions = inputs_embeds.shape[:2]
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.llm.config)
@@ -269,10 +276,11 @@ class LlamaOmni(nn.Module):
             raise ValueError(
                 f"past_attention_mask has shape {tuple(past_attention_mask.shape)}; the cache holds {(batch, seen)}"
             )
-        whole_mask = whole_attention_mask(attention_mask, past_attention_mask, batch, positions, seen)
+        whole_mask = whole_attention_mask(
+            attention_mask, past_attention_mask, batch, positions, seen, inputs_embeds.device
+        )
         position_ids = None
         if whole_mask is not None:
-            whole_mask = whole_mask.to(inputs_embeds.device)
             position_ids = (whole_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, seen:]
         output = self.llm.model(
             inputs_embeds=inputs_embeds,
@@ -280,6 +288,7 @@ class LlamaOmni(nn.Module):
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=past_key_values is not None,
+            **({} if ttt_base_lr is None else {"ttt_base_lr": ttt_base_lr}),
         )
         return output.last_hidden_state, past_key_values
 
@@ -291,21 +300,7 @@ class LlamaOmni(nn.Module):
         alignment: CTCAlignment | None,
         on_infeasible: Literal["report", "raise"],
     ) -> tuple[Tensor, int]:
-        by_turn = _is_by_turn(target_units)
-        alignment = alignment or ("predicting" if by_turn else "original")
-        if alignment not in ("predicting", "original"):
-            raise ValueError(f"ctc_alignment must be 'predicting' or 'original', got {alignment!r}")
-        if len(target_units) != hidden.shape[0]:
-            raise ValueError(f"target_units hold {len(target_units)} samples, the batch {hidden.shape[0]}")
-        select = _turn_positions if by_turn else _labelled_positions
-        shift = 1 if alignment == "predicting" else 0
-        states: list[Tensor] = []
-        units: list[Tensor] = []
-        for sample, positions, turn_units in select(spliced, target_units):
-            if positions.numel() and int(positions[0]) < shift:
-                raise ValueError(f"sample {sample} speaks its first position, which no state predicts")
-            states.append(hidden[sample, positions.to(hidden.device) - shift])
-            units.append(turn_units)
+        states, units = spoken_states(hidden, spliced, target_units, alignment)
         result = self.speech_generator.speech_loss(states, units, self.speech_generator.window)
         if result.infeasible:
             message = (
@@ -342,17 +337,16 @@ class LlamaOmni(nn.Module):
 
 
 def whole_attention_mask(
-    mask: Tensor | None, past_mask: Tensor | None, batch: int, positions: int, seen: int
+    mask: Tensor | None, past_mask: Tensor | None, batch: int, positions: int, seen: int, device: torch.device
 ) -> Tensor | None:
     """(B, seen + T) bool over cache and new positions; None where everything is real (lets sdpa go its fast way)."""
     mask_is_full = mask is None or bool(mask.all())
     past_is_full = past_mask is None or bool(past_mask.all())
     if mask_is_full and past_is_full:
         return None
-    device = mask.device if mask is not None else past_mask.device
-    past = torch.ones(batch, seen, dtype=torch.bool, device=device) if past_mask is None else past_mask.bool()
-    new = torch.ones(batch, positions, dtype=torch.bool, device=device) if mask is None else mask.bool()
-    return torch.cat([past.to(device), new], dim=1)
+    past = torch.ones(batch, seen, dtype=torch.bool) if past_mask is None else past_mask.bool()
+    new = torch.ones(batch, positions, dtype=torch.bool) if mask is None else mask.bool()
+    return torch.cat([past.to(device), new.to(device)], dim=1)
 
 
 def predicted_positions(labels: Tensor, attention_mask: Tensor) -> Tensor:
@@ -361,36 +355,3 @@ def predicted_positions(labels: Tensor, attention_mask: Tensor) -> Tensor:
     wanted[:, 1:] &= attention_mask[:, :-1]
     wanted[:, :1] = False
     return wanted.nonzero()
-
-
-def _is_by_turn(target_units: TargetUnits) -> bool:
-    if isinstance(target_units, Tensor):
-        return False
-    kinds = {isinstance(sample, Tensor) for sample in target_units}
-    if len(kinds) != 1:
-        raise ValueError("target_units must hold one tensor a sample or one list of SpokenTurn a sample, not both")
-    return not kinds.pop()
-
-
-def _turn_positions(
-    spliced: SplicedInputs, target_units: Sequence[Sequence[SpokenTurn]]
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    lengths = spliced.lengths.tolist()
-    for sample, (turns, first) in enumerate(zip(target_units, spliced.first_positions, strict=True)):
-        for turn in turns:
-            if not 0 <= turn.start < turn.end <= lengths[sample]:
-                raise ValueError(
-                    f"sample {sample} has {lengths[sample]} positions; a spoken turn cannot span "
-                    f"[{turn.start}, {turn.end})"
-                )
-            yield sample, torch.arange(first + turn.start, first + turn.end), turn.units
-
-
-def _labelled_positions(
-    spliced: SplicedInputs, target_units: Tensor | Sequence[Tensor]
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    if spliced.labels is None:
-        raise ValueError("target_units without SpokenTurns need labels, which say what tokens are spoken")
-    for sample, units in enumerate(target_units):
-        positions = (spliced.labels[sample] != IGNORED_LABEL).nonzero().flatten()
-        yield sample, positions, units[units != IGNORED_LABEL]

@@ -73,7 +73,7 @@ def build_speech_encoder(config: LlamaOmniConfig) -> AudioEncoder:
     for module in list(encoder.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, WhisperLayerNorm):
-                plain = nn.LayerNorm(child.normalized_shape, eps=child.eps)
+                plain = nn.LayerNorm(list(child.normalized_shape), eps=child.eps)
                 module.add_module(name, plain)
     return encoder.requires_grad_(False)
 
