@@ -1,0 +1,116 @@
+"""What an arm leaves behind: the trained difference, a spoken sample with its text, the curves of its inner weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from backbones.llama_omni import LlamaOmni
+from backbones.mounting import describe, save_ttt
+from backbones.speech import SPEECH_SAMPLE_RATE_HZ, write_audio
+from experiments.data.dataset import ConversationSet
+from experiments.harness.configuration import Arm, ExperimentConfig
+from experiments.harness.data_module import ConversationLoader
+from experiments.harness.module import SpokenConversationModule
+from experiments.harness.prepared_data import ExperimentData
+from experiments.harness.tracking import RunLogger
+from ttt_core import TTTMonitor
+
+
+def save_artifacts(
+    config: ExperimentConfig,
+    arm: Arm,
+    module: SpokenConversationModule,
+    data: ExperimentData,
+    loader: ConversationLoader,
+    logger: RunLogger,
+    folder: Path,
+    monitor: TTTMonitor | None,
+) -> None:
+    """Writes the arm's files into `folder` and attaches them to its run."""
+    model = module.model.eval()
+    (folder / "memory.txt").write_text(f"{describe(model.llm)}\n")
+    written = [folder / "memory.txt"]
+    if arm.ttt is not None:
+        save_ttt(model.llm, folder / "trained_difference.safetensors")
+        written.append(folder / "trained_difference.safetensors")
+    else:
+        logger.set_tag("trained_difference", "none: this arm mounts no TTT; its weights are in checkpoints/last.ckpt")
+    written += save_sample(config, model, data.validation, loader, folder)
+    for path in written:
+        logger.log_artifact(path)
+    if monitor is not None:
+        (folder / "figures").mkdir(exist_ok=True)
+        logger.log_artifact(monitor.plot_evolution(folder / "figures" / "inner_weights.png"), "figures")
+        logger.log_artifact(monitor.csv_path)
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A validation conversation up to where the assistant has to answer, and what it should say there."""
+
+    input_ids: torch.Tensor
+    speech_ids: list[str]
+    expected: str
+    where: str
+    frames_per_unit: int
+
+
+def save_sample(
+    config: ExperimentConfig, model: LlamaOmni, dataset: ConversationSet, loader: ConversationLoader, folder: Path
+) -> list[Path]:
+    """`sample.wav` and `sample.txt`: what the model answers to the last fact asked for in a validation conversation.
+
+    Whatever the model says is kept. Where it says no unit at all there is no sound, and the text file says so. CTC
+    tells the order of units and not how long each lasts: each sounds as long as the median unit of this conversation.
+    """
+    prompt = _sample_prompt(dataset, loader)
+    speech = loader.encoded.frames(dataset, prompt.speech_ids).to(model.device)
+    reply = model.generate(
+        prompt.input_ids[None].to(model.device),
+        speech,
+        max_new_tokens=config.evaluation.sample_new_tokens,
+        min_new_tokens=1,
+    )
+    units = reply.units.cpu()
+    text = dataset.tokenizer.decode(reply.text_ids[0].tolist())
+    wav = folder / "sample.wav"
+    written = [folder / "sample.txt"]
+    if units.numel():
+        samples = dataset.codebook.to_waveform(units, torch.full_like(units, prompt.frames_per_unit))
+        write_audio(wav, samples, SPEECH_SAMPLE_RATE_HZ)
+        written.append(wav)
+    sound = f"{wav.name}, {prompt.frames_per_unit} x 20 ms a unit" if units.numel() else "NONE: the model said no unit"
+    lines = {
+        "conversation": prompt.where,
+        "expected text": prompt.expected,
+        "generated text": text,
+        "generated token ids": " ".join(map(str, reply.text_ids[0].tolist())),
+        "generated units": " ".join(map(str, units.tolist())) or "none",
+        "sound": sound,
+    }
+    (folder / "sample.txt").write_text("".join(f"{name}: {value}\n" for name, value in lines.items()))
+    return written
+
+
+def _sample_prompt(dataset: ConversationSet, loader: ConversationLoader) -> _Prompt:
+    """The last recall of the first validation conversation; its last turn where no fact is asked for in it."""
+    index = dataset.split_indices("validation")[0]
+    packed = loader.packed(dataset, index)
+    asked = [
+        turn for turn in packed.spoken_turns for r in packed.recalls if turn.start <= r.value_positions[0] < turn.end
+    ]
+    turn = (asked or list(packed.spoken_turns))[-1]
+    is_before = packed.spliced_positions < turn.start
+    is_answer = (packed.spliced_positions >= turn.start) & (packed.spliced_positions < turn.end)
+    prompt_ids = packed.input_ids[is_before]
+    segments = int((prompt_ids < 0).sum())
+    return _Prompt(
+        input_ids=prompt_ids,
+        speech_ids=list(packed.speech_segments[:segments]),
+        expected=dataset.tokenizer.decode(packed.input_ids[is_answer].tolist()),
+        where=f"{packed.name}, answer at positions {turn.start} to {turn.end}",
+        frames_per_unit=int(torch.cat([turn.durations for turn in packed.spoken_turns]).median()),
+    )

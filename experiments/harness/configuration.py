@@ -1,0 +1,241 @@
+"""What an experiment is: every number that changes its result, in frozen records. Where and how it runs is not here."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from backbones.llama_omni import LlamaOmniConfig
+from experiments.data.spec import ConversationSpec
+from ttt_core import TTTConfig
+
+Scale = Literal["smoke", "cpu", "gpu", "full"]
+SCALES: tuple[Scale, ...] = ("smoke", "cpu", "gpu", "full")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One row of an experiment: what remembers, in which layers. All else is equal between arms.
+
+    ttt: the layer that takes the place of attention in `upper_layers`; None keeps their attention.
+    upper_window: most recent positions that the attention of `upper_layers` sees, where it is kept; None: all.
+    lower_window: the same for the layers below; None: all.
+    sinks: first positions of the conversation pinned in front of every window.
+    """
+
+    name: str
+    upper_layers: tuple[int, ...]
+    ttt: TTTConfig | None = None
+    upper_window: int | None = None
+    lower_window: int | None = None
+    sinks: int = 0
+
+    def __post_init__(self) -> None:
+        if self.ttt is not None and self.upper_window is not None:
+            raise ValueError(
+                f"arm {self.name!r} replaces the attention of its upper layers by TTT: it has no upper_window"
+            )
+        for field in ("upper_window", "lower_window"):
+            window = getattr(self, field)
+            if window is not None and window < 1:
+                raise ValueError(f"arm {self.name!r}: {field} must be at least 1 position, or none; got {window}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStage:
+    """Part of a curriculum: `steps` optimiser steps on conversations of one length.
+
+    positions: what the language model reads of one conversation. conversations: size of the set they are drawn from.
+    """
+
+    positions: int
+    conversations: int
+    conversations_per_step: int
+    steps: int
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "positions", "conversations", "conversations_per_step", "steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPlan:
+    """Which conversations are trained and validated on.
+
+    spec: what all conversations are made from; its own length and validation split are what is validated on. Its seed
+        is not the run's seed: every seed of an experiment reads the same conversations, and its data is built once.
+    """
+
+    spec: ConversationSpec
+    curriculum: tuple[TrainingStage, ...]
+
+    def __post_init__(self) -> None:
+        if not self.curriculum:
+            raise ValueError("data.curriculum needs at least one stage")
+        if self.spec.validation_conversations < 1:
+            raise ValueError("data.spec.validation_conversations must be at least 1: every arm is measured on them")
+
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.curriculum)
+
+    def stage_spec(self, stage: TrainingStage) -> ConversationSpec:
+        """What a stage's conversations are made from."""
+        same_size = (stage.positions, stage.conversations) == (self.spec.positions, self.spec.conversations)
+        if same_size:
+            return self.spec
+        return dataclasses.replace(
+            self.spec, positions=stage.positions, conversations=stage.conversations, validation_conversations=0
+        )
+
+    def stage_of(self, step: int) -> tuple[int, TrainingStage, int]:
+        """(number of the stage, the stage, step inside it) of a training step counted from 0."""
+        for number, stage in enumerate(self.curriculum):
+            if step < stage.steps:
+                return number, stage, step
+            step -= stage.steps
+        raise ValueError(f"the curriculum has {self.steps} steps; step {self.steps + step} lies behind its end")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """How the weights are learned.
+
+    ctc_turns_per_step: assistant turns whose speech is trained on in one step, drawn by the step's own seed. The
+        generator runs 25 positions for every text token, so all turns together would cost more than the conversation.
+    segment_positions: truncated backpropagation: a conversation is read in segments of that many positions, with the
+        state carried and the gradient cut between them. None: one graph for the whole conversation.
+    inner_warmup_steps: the inner step size rises from a tenth of itself to itself over these steps (0: constant).
+    """
+
+    learning_rate: float
+    ttt_learning_rate: float
+    weight_decay: float = 0.1
+    warmup_steps: int
+    final_learning_rate_fraction: float = 0.1
+    gradient_clip_norm: float = 1.0
+    ctc_weight: float = 1.0
+    ctc_turns_per_step: int = 2
+    segment_positions: int | None = None
+    inner_warmup_steps: int = 0
+    precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "learning_rate", "ttt_learning_rate", "gradient_clip_norm")
+        if self.gradient_checkpointing and self.segment_positions is not None:
+            # transformers drops the cache while it checkpoints, and the carried state with it, without a word.
+            raise ValueError("gradient_checkpointing and segment_positions exclude each other; set one of them")
+        if self.segment_positions is not None and self.segment_positions < 1:
+            raise ValueError(f"segment_positions must be at least 1, or none; got {self.segment_positions}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """What is measured, and how often (in steps).
+
+    position_edges, distance_edges: edges of the buckets of the loss by position and of the recall by distance.
+    ctc_turns: assistant turns per validation conversation whose speech loss is measured (the first ones).
+    """
+
+    validate_every_steps: int
+    checkpoint_every_steps: int
+    monitor_every_steps: int = 100
+    position_edges: tuple[int, ...] = (0, 256, 1024, 2048, 4096, 8192)
+    distance_edges: tuple[int, ...] = (0, 256, 1024, 2048, 4096, 8192)
+    ctc_turns: int = 2
+    sample_new_tokens: int = 24
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "validate_every_steps", "checkpoint_every_steps", "monitor_every_steps")
+        for name in ("position_edges", "distance_edges"):
+            edges = getattr(self, name)
+            if len(edges) < 2 or list(edges) != sorted(set(edges)):
+                raise ValueError(f"{name} must be two or more rising numbers, got {edges}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """A complete experiment: one model, one set of data, one way of training, several arms."""
+
+    recipe: str
+    scale: Scale
+    seed: int
+    model: LlamaOmniConfig
+    data: DataPlan
+    training: TrainingPlan
+    evaluation: EvaluationPlan
+    arms: tuple[Arm, ...]
+    weights_digest: str | None = None
+
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) != len(names) or not names:
+            raise ValueError(f"{self.recipe} needs arms with different names, got {names}")
+        for arm in self.arms:
+            outside = [layer for layer in arm.upper_layers if not 0 <= layer < self.model.num_hidden_layers]
+            if outside:
+                raise ValueError(
+                    f"arm {arm.name!r} names layers {outside}; "
+                    f"the model has layers 0-{self.model.num_hidden_layers - 1}"
+                )
+            if arm.ttt is not None and arm.ttt.hidden_size != self.model.hidden_size:
+                raise ValueError(
+                    f"arm {arm.name!r} has TTT of hidden_size {arm.ttt.hidden_size} "
+                    f"on a model of hidden_size {self.model.hidden_size}"
+                )
+
+    def arm(self, name: str) -> Arm:
+        """The row called `name`.
+
+        Raises:
+            ValueError: there is none; the message lists those there are.
+        """
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        raise ValueError(f"{self.recipe} has no arm {name!r}; it has {', '.join(arm.name for arm in self.arms)}")
+
+    def of_arm(self, name: str) -> dict[str, Any]:
+        """Everything one arm's result depends on, as plain values: this configuration with the other arms left out."""
+        plain = plain_values(self)
+        del plain["arms"]
+        plain["arm"] = plain_values(self.arm(name))
+        return plain
+
+
+def plain_values(value: Any) -> Any:
+    """Dataclasses as dicts and tuples as lists, all the way down: what JSON can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain_values(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_values(item) for item in value]
+    assert value is None or isinstance(value, str | int | float | bool), f"{value!r} has no plain form"
+    return value
+
+
+def flattened(plain: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts and lists of dicts as one dict of dotted names."""
+    if isinstance(plain, list) and plain and isinstance(plain[0], dict):
+        plain = {str(index): item for index, item in enumerate(plain)}
+    if not isinstance(plain, dict):
+        return {prefix: plain}
+    flat: dict[str, Any] = {}
+    for name, value in plain.items():
+        flat |= flattened(value, f"{prefix}.{name}" if prefix else name)
+    return flat
+
+
+def fingerprint(plain: Any) -> str:
+    """Twelve hexadecimal digits that differ whenever a field differs."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _require_positive(record: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(record, name) > 0:
+            raise ValueError(f"{type(record).__name__}.{name} must be above 0, got {getattr(record, name)}")

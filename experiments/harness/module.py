@@ -1,0 +1,248 @@
+"""The LightningModule of spoken conversations: next-token loss on the assistant's text, CTC loss on its speech.
+
+Shape letters: B conversations, T positions, C hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn import functional
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
+
+from backbones.llama_omni import IGNORED_LABEL, LlamaOmni, SpokenTurn
+from backbones.mounting import MountedCache
+from experiments.harness import metric_names as names
+from experiments.harness.batches import ConversationBatch
+from experiments.harness.configuration import ExperimentConfig
+from experiments.harness.evaluation import ConversationScores
+from experiments.harness.stopping import DivergedRunError
+from ttt_core import TTTLayer
+
+
+class SpokenConversationModule(LightningModule):
+    """Trains and measures one arm.
+
+    Steps are counted here (`steps_done`), not by Lightning: a resumed run is a new Lightning run that goes on counting.
+    """
+
+    def __init__(self, model: LlamaOmni, config: ExperimentConfig, chance_recall: float) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model.train_only("joint")
+        self.plan = config.training
+        self.evaluation = config.evaluation
+        self.seed = config.seed
+        self.total_steps = config.data.steps
+        self.chance_recall = chance_recall
+        self.steps_done = 0
+        self.seconds_timed = 0.0
+        self.positions_timed = 0
+        self.last_validation: dict[str, float] = {}
+        self._has_warmed_up = False
+        self._scores = self._new_scores()
+        if config.training.gradient_checkpointing:
+            model.llm.gradient_checkpointing_enable()
+
+    # Training
+
+    def training_step(self, batch: ConversationBatch, batch_index: int) -> dict[str, float]:
+        """One optimiser step. Gives what there is to log."""
+        started = time.perf_counter()
+        optimizer = self.optimizers()
+        self._set_learning_rates(optimizer.param_groups)
+        optimizer.zero_grad()
+        text_loss, ctc_loss = self._backward(batch)
+        norm = torch.nn.utils.clip_grad_norm_(self._trained(), self.plan.gradient_clip_norm)
+        logged = {
+            names.TRAIN_LOSS: text_loss + self.plan.ctc_weight * ctc_loss,
+            names.TRAIN_TEXT_LOSS: text_loss,
+            names.TRAIN_CTC_LOSS: ctc_loss,
+            names.TRAIN_GRADIENT_NORM: float(norm),
+            names.TRAIN_LEARNING_RATE: self.plan.learning_rate * self.learning_rate_factor(self.steps_done),
+        }
+        broken = [name for name, value in logged.items() if not math.isfinite(value)]
+        if broken:
+            raise DivergedRunError(f"{', '.join(broken)} became NaN or infinite in step {self.steps_done}")
+        optimizer.step()
+        self.steps_done += 1
+        self._count_speed(time.perf_counter() - started, batch.positions)
+        return logged
+
+    def _backward(self, batch: ConversationBatch) -> tuple[float, float]:
+        """Gradients of the whole batch's loss, segment by segment; gives its text and its CTC loss."""
+        spliced = self.model.splice(batch.input_ids, batch.speech, batch.labels, attention_mask=batch.attention_mask)
+        assert spliced.labels is not None
+        targets = next_labels(spliced.labels)
+        labelled = int((targets != IGNORED_LABEL).sum())
+        segments = list(self._segments(targets.shape[1]))
+        turns = self._drawn_turns(batch.spoken_turns, segments)
+        units = sum(turn.units.numel() for _, turn in turns)
+        # Each segment's graph is freed when it was walked back; what all of them read is walked back once, at the end.
+        embeddings = spliced.inputs_embeds.detach().requires_grad_()
+        cache: Cache | None = None
+        text_total, ctc_total = 0.0, 0.0
+        for start, end in segments:
+            hidden, cache = self.model.read(
+                embeddings[:, start:end],
+                spliced.attention_mask[:, start:end],
+                past_key_values=cache,
+                past_attention_mask=spliced.attention_mask[:, :start] if cache is not None else None,
+                use_cache=len(segments) > 1,
+            )
+            text = self._text_loss_sum(hidden, targets[:, start:end]) / max(1, labelled)
+            loss, text_total = text, text_total + float(text.detach())
+            inside = [(sample, turn) for sample, turn in turns if start < turn.start and turn.end <= end]
+            if inside:
+                ctc = self._ctc_loss_sum(hidden, inside, start) / units
+                loss, ctc_total = loss + self.plan.ctc_weight * ctc, ctc_total + float(ctc.detach())
+            self.manual_backward(loss)
+            detach_cache(cache)
+        spliced.inputs_embeds.backward(embeddings.grad)
+        return text_total, ctc_total
+
+    def _segments(self, positions: int) -> Iterator[tuple[int, int]]:
+        length = self.plan.segment_positions or positions
+        for start in range(0, positions, length):
+            yield start, min(start + length, positions)
+
+    def _text_loss_sum(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        rows = targets != IGNORED_LABEL
+        if not bool(rows.any()):
+            return hidden.sum() * 0.0
+        logits = self.model.llm.lm_head(hidden[rows])
+        return functional.cross_entropy(logits.float(), targets[rows], reduction="sum")
+
+    def _ctc_loss_sum(self, hidden: Tensor, turns: Sequence[tuple[int, SpokenTurn]], start: int) -> Tensor:
+        """Summed over units. A token is spoken by the state that predicted it, one position before its own."""
+        states = [hidden[sample, turn.start - 1 - start : turn.end - 1 - start] for sample, turn in turns]
+        units = [turn.units.to(hidden.device) for _, turn in turns]
+        generator = self.model.speech_generator
+        return generator.speech_loss(states, units, generator.window).loss * sum(u.numel() for u in units)
+
+    def _drawn_turns(
+        self, spoken: Sequence[Sequence[SpokenTurn]], segments: Sequence[tuple[int, int]]
+    ) -> list[tuple[int, SpokenTurn]]:
+        """The step's turns for the CTC loss, drawn by seed and step from those that lie inside one segment."""
+        eligible = [
+            (sample, turn)
+            for sample, turns in enumerate(spoken)
+            for turn in turns
+            if any(start < turn.start and turn.end <= end for start, end in segments)
+        ]
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.steps_done)
+        order = torch.randperm(len(eligible), generator=generator).tolist()
+        return [eligible[place] for place in order[: self.plan.ctc_turns_per_step]]
+
+    def _count_speed(self, seconds: float, positions: int) -> None:
+        """The first step of a process is left out: it also pays for what is set up once."""
+        if self._has_warmed_up:
+            self.seconds_timed += seconds
+            self.positions_timed += positions
+        self._has_warmed_up = True
+
+    def validates_after(self, step: int) -> bool:
+        """Whether a validation follows the step with this number (counted from 1)."""
+        return step % self.evaluation.validate_every_steps == 0 or step == self.total_steps
+
+    # Validation
+
+    def _new_scores(self) -> ConversationScores:
+        return ConversationScores(self.evaluation.position_edges, self.evaluation.distance_edges, self.chance_recall)
+
+    def on_validation_epoch_start(self) -> None:
+        self._scores = self._new_scores()
+
+    def validation_step(self, batch: ConversationBatch, batch_index: int) -> None:
+        spliced = self.model.splice(batch.input_ids, batch.speech, batch.labels, attention_mask=batch.attention_mask)
+        assert spliced.labels is not None
+        hidden, _ = self.model.read(spliced.inputs_embeds, spliced.attention_mask)
+        targets = next_labels(spliced.labels)
+        for sample, facts in enumerate(batch.asked_facts):
+            rows = (targets[sample] != IGNORED_LABEL).nonzero().flatten()
+            logits = self.model.llm.lm_head(hidden[sample, rows]).float()
+            losses = functional.cross_entropy(logits, targets[sample, rows], reduction="none")
+            # A label's position is its own, one behind the state that predicts it.
+            self._scores.add_text(rows + 1, losses, logits.argmax(dim=1) == targets[sample, rows], facts)
+        turns = [
+            (sample, turn)
+            for sample, spoken in enumerate(batch.spoken_turns)
+            for turn in spoken[: self.evaluation.ctc_turns]
+        ]
+        if turns:
+            units = sum(turn.units.numel() for _, turn in turns)
+            self._scores.add_speech(float(self._ctc_loss_sum(hidden, turns, start=0)) / units, units)
+
+    def on_validation_epoch_end(self) -> None:
+        self.last_validation = self._scores.metrics(self.plan.ctc_weight)
+
+    # Optimiser
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW over four groups: TTT's parameters and the others, each with and without weight decay.
+
+        No decay on vectors, and none on what the inner loop starts from: decay would pull it to 0, where the inner
+        model has no gradient.
+        """
+        layers = [module for module in self.model.modules() if isinstance(module, TTTLayer)]
+        own = {id(p) for layer in layers for p in layer.parameters()}
+        inner = {id(p) for layer in layers for p in layer.inner_parameters()}
+        groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+        for parameter in self._trained():
+            decays = parameter.dim() > 1 and id(parameter) not in inner
+            groups.setdefault((id(parameter) in own, decays), []).append(parameter)
+        rates = {True: self.plan.ttt_learning_rate, False: self.plan.learning_rate}
+        return torch.optim.AdamW(
+            [
+                {
+                    "params": parameters,
+                    "lr": rates[is_ttt],
+                    "peak_lr": rates[is_ttt],
+                    "weight_decay": self.plan.weight_decay if decays else 0.0,
+                }
+                for (is_ttt, decays), parameters in groups.items()
+            ],
+            betas=(0.9, 0.95),
+        )
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Share of the peak learning rate at a step: a linear rise, then a cosine down to the plan's fraction."""
+        if step < self.plan.warmup_steps:
+            return (step + 1) / self.plan.warmup_steps
+        progress = (step - self.plan.warmup_steps) / max(1, self.total_steps - self.plan.warmup_steps)
+        low = self.plan.final_learning_rate_fraction
+        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    def _set_learning_rates(self, groups: list[dict[str, Any]]) -> None:
+        factor = self.learning_rate_factor(self.steps_done)
+        for group in groups:
+            group["lr"] = group["peak_lr"] * factor
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def transfer_batch_to_device(
+        self, batch: ConversationBatch, device: torch.device, dataloader_idx: int
+    ) -> ConversationBatch:
+        return batch.to(device)
+
+
+def next_labels(labels: Tensor) -> Tensor:
+    """(B, T) labels -> (B, T) what each position predicts: the label one position on, nothing at the end."""
+    return functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
+
+
+def detach_cache(cache: Cache | None) -> None:
+    """Cuts what a cache carries over from the autograd graph."""
+    if isinstance(cache, MountedCache):
+        cache.detach()
+    elif isinstance(cache, DynamicCache):
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys.detach(), layer.values.detach()

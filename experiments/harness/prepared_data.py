@@ -1,0 +1,58 @@
+"""The conversations of an experiment: built or found once by the parent process, opened by every arm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from backbones.llama_omni import LlamaOmniConfig
+from experiments.data.dataset import ConversationSet
+from experiments.data.synthetic import build_conversations
+from experiments.harness.configuration import ExperimentConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentData:
+    """stages: the training conversations of each stage of the curriculum. validation: what every arm is measured on."""
+
+    stages: tuple[ConversationSet, ...]
+    validation: ConversationSet
+
+    @property
+    def left_out(self) -> list[str]:
+        """One line for every conversation that uses an unreadable sound file."""
+        every = {id(dataset): dataset for dataset in (*self.stages, self.validation)}.values()
+        return sorted({f"{lost.name}: {lost.reason}" for dataset in every for lost in dataset.dropped})
+
+
+def prepare_data(config: ExperimentConfig, data_dir: Path, *, skips_bad_audio: bool) -> ExperimentData:
+    """Builds what the cache lacks, with progress bars, and checks that data and model agree.
+
+    Raises:
+        ValueError: a corrupt cached file, or data whose vocabulary, units or mel bands the model does not have.
+    """
+    specs = [config.data.stage_spec(stage) for stage in config.data.curriculum]
+    built = {
+        spec: build_conversations(spec, data_dir, skip_bad_audio=skips_bad_audio)
+        for spec in dict.fromkeys([config.data.spec, *specs])
+    }
+    data = ExperimentData(stages=tuple(built[spec] for spec in specs), validation=built[config.data.spec])
+    _check_fit(data.validation, config.model)
+    if not data.validation.split_indices("validation"):
+        raise ValueError("no validation conversation is left: all of them use unreadable sound files")
+    return data
+
+
+def _check_fit(dataset: ConversationSet, model: LlamaOmniConfig) -> None:
+    found = {
+        "text tokens": (dataset.tokenizer.vocab_size, model.vocab_size, "model.vocab_size"),
+        "speech units": (dataset.codebook.size, model.unit_vocab_size, "model.unit_vocab_size"),
+    }
+    for what, (needed, available, name) in found.items():
+        if needed > available:
+            raise ValueError(f"the data has {needed} {what}, the model only {available}; raise {name}")
+    if dataset.spec.n_mels != model.speech_encoder_mel_bins:
+        raise ValueError(
+            f"the data has {dataset.spec.n_mels} mel bands, the model's encoder reads {model.speech_encoder_mel_bins}; "
+            "set data.spec.n_mels or model.speech_encoder_mel_bins"
+        )

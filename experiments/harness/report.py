@@ -1,0 +1,93 @@
+"""The table at the end of an experiment, made of nothing but what the store has logged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from experiments.harness import metric_names as names
+from experiments.harness.tracking import LoggedRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmResult:
+    """One arm of a finished experiment. run is None where the arm never started; first holds its untrained values."""
+
+    arm: str
+    run: LoggedRun | None
+    untrained_loss: float | None
+
+
+def result_table(results: Sequence[ArmResult], position_edges: Sequence[int], distance_edges: Sequence[int]) -> str:
+    """One line per arm: losses by position, recall by distance, speed, memory; `-` where nothing was logged.
+
+    Losses are nats per text token of the validation conversations; recall is the share of asked fact values of which
+    every token was the most likely one.
+    """
+    positions, distances = names.buckets(position_edges), names.buckets(distance_edges)
+    header = [
+        "arm", "status", "loss first", "loss last",
+        *(f"loss {names.bucket_label(*bucket)}" for bucket in positions),
+        *(f"recall {names.bucket_label(*bucket)}" for bucket in distances),
+        "positions/s", "state bytes", "peak memory",
+    ]  # fmt: skip
+    rows = [_row(result, positions, distances) for result in results]
+    kept = [index for index in range(len(header)) if index < 4 or any(row[index] != "-" for row in rows)]
+    return _aligned([[row[index] for index in kept] for row in [header, *rows]])
+
+
+def _row(result: ArmResult, positions: list[tuple[int, int]], distances: list[tuple[int, int]]) -> list[str]:
+    if result.run is None:
+        return [result.arm, "not run", *["-"] * (5 + len(positions) + len(distances))]
+    metrics = result.run.metrics
+
+    def shown(name: str, form: str) -> str:
+        return format(metrics[name], form) if name in metrics and math.isfinite(metrics[name]) else "-"
+
+    def size(name: str) -> str:
+        return human_bytes(metrics[name]) if name in metrics else "-"
+
+    return [
+        result.arm,
+        result.run.status.lower(),
+        "-" if result.untrained_loss is None else f"{result.untrained_loss:.3f}",
+        shown(names.VALIDATION_TEXT_LOSS, ".3f"),
+        *(shown(names.bucket_name(names.LOSS_BY_POSITION, *bucket), ".3f") for bucket in positions),
+        *(shown(names.bucket_name(names.RECALL_BY_DISTANCE, *bucket), ".2f") for bucket in distances),
+        shown(names.SPEED, ",.0f"),
+        size(names.STATE_BYTES),
+        size(names.PEAK_BYTES),
+    ]
+
+
+def chance_line(results: Sequence[ArmResult]) -> str:
+    """What guessing one of the possible fact values would recall."""
+    chances = {
+        result.run.metrics[names.RECALL_CHANCE]
+        for result in results
+        if result.run and names.RECALL_CHANCE in result.run.metrics
+    }
+    return f"recall by guessing: {', '.join(f'{chance:.3f}' for chance in sorted(chances))}" if chances else ""
+
+
+def human_bytes(count: float) -> str:
+    """12345678 -> "11.8 MiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    """First column left, numbers right, a rule under the header."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -1,0 +1,110 @@
+"""Trains and measures one arm, from scratch or from its last checkpoint, and leaves its artifacts."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from backbones.mounting import ttt_layers
+from experiments.harness.arms import build_model, memory_of
+from experiments.harness.artifacts import save_artifacts
+from experiments.harness.callbacks import InnerWeightWatch, MetricWriter, ProgressLines, RunKeeper
+from experiments.harness.checkpoints import CheckpointFolder
+from experiments.harness.configuration import Arm, ExperimentConfig, fingerprint, flattened
+from experiments.harness.data_module import ConversationDataModule, ConversationLoader
+from experiments.harness.memory import forget_peak, held_bytes
+from experiments.harness.module import SpokenConversationModule
+from experiments.harness.prepared_data import ExperimentData
+from experiments.harness.stopping import DivergedRunError, StopRequest
+from experiments.harness.tracking import RunLogger
+from ttt_core import TTTMonitor
+
+
+def train_arm(
+    config: ExperimentConfig,
+    arm: Arm,
+    data: ExperimentData,
+    logger: RunLogger,
+    stop: StopRequest,
+    folder: Path,
+    weights: Path | None = None,
+) -> SpokenConversationModule:
+    """Runs the arm to its end; continues from `folder`/checkpoints where something was saved.
+
+    Raises:
+        InterruptedRunError: `stop` was asked for; everything is saved.
+        DivergedRunError: NaN or infinity; the message names the last good checkpoint.
+        CheckpointWriteError: the disk is full; the previous checkpoint is as it was.
+        ValueError: a checkpoint of another configuration, or data or weights that do not fit.
+    """
+    _quieten_lightning()
+    bytes_at_start = held_bytes()
+    forget_peak()
+    model = build_model(config, arm, weights)
+    module = SpokenConversationModule(model, config, config.data.spec.chance_recall)
+    own = config.of_arm(arm.name)
+    checkpoints = CheckpointFolder(folder / "checkpoints", fingerprint(own), flattened(own))
+    loader = ConversationLoader(model, max(row.ttt.mini_batch_size if row.ttt else 1 for row in config.arms))
+    data_module = ConversationDataModule(config, data, loader, next_step=lambda: module.steps_done)
+    monitor = TTTMonitor(folder / "monitor") if arm.ttt is not None else None
+    keeper = RunKeeper(checkpoints, logger, stop, config.evaluation.checkpoint_every_steps)
+    content = checkpoints.load_last()
+    if content is not None:
+        keeper.restore(content, module)
+        print(f"{arm.name}: going on after step {module.steps_done} of {module.total_steps}", flush=True)
+    if monitor is not None:
+        monitor.rewind(module.steps_done)
+    torch.manual_seed(config.seed)
+    watch = [] if monitor is None else [_watch(module, monitor, logger, config)]
+    trainer = _trainer(
+        config,
+        logger,
+        [*watch, MetricWriter(logger, bytes_at_start), ProgressLines(arm.name, module.total_steps), keeper],
+    )
+    logger.log_metrics(memory_of(model, config), step=module.steps_done)
+    try:
+        if keeper.validation_is_due:
+            trainer.validate(module, datamodule=data_module, verbose=False)
+        if module.steps_done < module.total_steps:
+            trainer.fit(module, datamodule=data_module)
+    except DivergedRunError as error:
+        raise DivergedRunError(f"{error}; {checkpoints.last_good()}") from error
+    save_artifacts(config, arm, module, data, loader, logger, folder, monitor)
+    return module
+
+
+def _watch(
+    module: SpokenConversationModule, monitor: TTTMonitor, logger: RunLogger, config: ExperimentConfig
+) -> InnerWeightWatch:
+    return InnerWeightWatch(ttt_layers(module.model.llm), monitor, logger, config.evaluation.monitor_every_steps)
+
+
+def _trainer(config: ExperimentConfig, logger: RunLogger, callbacks: list[Callback]) -> Trainer:
+    return Trainer(
+        accelerator="gpu" if torch.cuda.is_available() else "cpu",
+        devices=1,
+        precision=config.training.precision,
+        max_epochs=-1,
+        max_steps=-1,
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        logger=logger,
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        inference_mode=False,
+        deterministic="warn",
+    )
+
+
+def _quieten_lightning() -> None:
+    """Lightning's start-up lines and its advice that does not apply here."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*eval mode at the start of training.*"):
+        warnings.filterwarnings("ignore", message=message)

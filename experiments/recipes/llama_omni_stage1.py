@@ -1,0 +1,205 @@
+"""Llama-Omni on long spoken conversations: does TTT remember what an equally large window forgets?
+
+Conversations of 8,192 positions (smoke: 512) in which facts are told early and asked for late. Four arms that differ in
+the upper quarter of the language model's layers alone:
+
+ttt-mlp, ttt-linear  TTT in the place of attention; the layers below see a window with four pinned first positions
+sliding-window       attention with a window that takes the same bytes as ttt-mlp's state; the layers below as above
+full-attention       nothing mounted: every layer sees everything
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from itertools import pairwise
+
+from backbones.llama_omni import LlamaOmniConfig
+from experiments.data.spec import ConversationSpec
+from experiments.harness.configuration import (
+    Arm,
+    DataPlan,
+    EvaluationPlan,
+    ExperimentConfig,
+    Scale,
+    TrainingPlan,
+    TrainingStage,
+)
+from ttt_core import TTTConfig
+
+SINKS = 4
+ENCODER_CONTEXT_OF_SHORT_UTTERANCES = 500
+"""10 s windows: no sentence of the data is longer, and whisper's 30 s would be four fifths silence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sizes:
+    """What the scales differ in."""
+
+    model: LlamaOmniConfig
+    data: DataPlan
+    training: TrainingPlan
+    evaluation: EvaluationPlan
+    lower_window: int
+    mini_batch_size: int
+    key_bytes: int  # of one number in the attention's cache
+
+
+def llama_omni_stage1(*, scale: Scale, seed: int) -> ExperimentConfig:
+    sizes = {"smoke": _smoke, "cpu": _cpu, "gpu": _gpu, "full": _full}[scale]()
+    return ExperimentConfig(
+        recipe="llama-omni-stage1",
+        scale=scale,
+        seed=seed,
+        model=sizes.model,
+        data=sizes.data,
+        training=sizes.training,
+        evaluation=sizes.evaluation,
+        arms=_arms(sizes),
+    )
+
+
+def _arms(sizes: _Sizes) -> tuple[Arm, ...]:
+    model = sizes.model
+    upper = tuple(range(model.num_hidden_layers * 3 // 4, model.num_hidden_layers))
+    mlp = TTTConfig(
+        hidden_size=model.hidden_size,
+        num_heads=model.num_attention_heads,
+        inner_model="mlp",
+        mini_batch_size=sizes.mini_batch_size,
+    )
+    linear = dataclasses.replace(mlp, inner_model="linear")
+    same_memory = window_of_equal_memory(mlp, model, sizes.key_bytes)
+    below = {"upper_layers": upper, "lower_window": sizes.lower_window, "sinks": SINKS}
+    return (
+        Arm(name="ttt-mlp", ttt=mlp, **below),
+        Arm(name="ttt-linear", ttt=linear, **below),
+        Arm(name="sliding-window", upper_window=same_memory, **below),
+        Arm(name="full-attention", upper_layers=upper),
+    )
+
+
+def window_of_equal_memory(ttt: TTTConfig, model: LlamaOmniConfig, key_bytes: int) -> int:
+    """Positions of a window that, with its pinned ones, takes at most the bytes of a TTT layer's state.
+
+    The state is the inner weights and, of the open mini-batch, as many gradient sums; all FP32.
+    """
+    widths = ttt.inner_widths
+    per_head = sum(wide * narrow + narrow for wide, narrow in pairwise(widths))
+    state_bytes = 2 * 4 * ttt.num_heads * per_head
+    key_value_heads = model.num_key_value_heads or model.num_attention_heads
+    head_dim = model.head_dim or model.hidden_size // model.num_attention_heads
+    return state_bytes // (2 * key_value_heads * head_dim * key_bytes) - SINKS
+
+
+def _smoke() -> _Sizes:
+    """Seconds: every part of the recipe runs once. Its numbers mean nothing."""
+    spec = ConversationSpec(
+        positions=512, conversations=2, validation_conversations=1, subjects=2, subject_words=1, values=4,
+        fact_stated_by="assistant", small_talk=12, unit_vocab_size=48, unit_fit_utterances=40, text_vocab_size=512,
+    )  # fmt: skip
+    return _Sizes(
+        model=LlamaOmniConfig.tiny(
+            vocab_size=spec.text_vocab_size,
+            unit_vocab_size=spec.unit_vocab_size,
+            speech_encoder_mel_bins=spec.n_mels,
+            speech_encoder_context=ENCODER_CONTEXT_OF_SHORT_UTTERANCES,
+        ),
+        data=DataPlan(
+            spec=spec,
+            curriculum=(
+                TrainingStage(positions=256, conversations=2, conversations_per_step=2, steps=2),
+                TrainingStage(positions=512, conversations=2, conversations_per_step=1, steps=2),
+            ),
+        ),
+        training=TrainingPlan(learning_rate=3e-3, ttt_learning_rate=3e-3, warmup_steps=1, ctc_turns_per_step=1),
+        evaluation=EvaluationPlan(
+            validate_every_steps=4, checkpoint_every_steps=2, monitor_every_steps=2, ctc_turns=1, sample_new_tokens=6,
+            position_edges=(0, 256, 512), distance_edges=(0, 256, 512),
+        ),
+        lower_window=64,
+        mini_batch_size=16,
+        key_bytes=4,
+    )  # fmt: skip
+
+
+def _cpu() -> _Sizes:
+    """Minutes on two cores: the published length, a toy's width."""
+    spec = ConversationSpec(
+        positions=8192, conversations=48, validation_conversations=4, subjects=6, subject_words=1, values=12,
+        fact_stated_by="assistant", small_talk=60, unit_vocab_size=100, unit_fit_utterances=200, text_vocab_size=512,
+    )  # fmt: skip
+    return _Sizes(
+        model=LlamaOmniConfig.tiny(
+            vocab_size=spec.text_vocab_size,
+            unit_vocab_size=spec.unit_vocab_size,
+            hidden_size=128,
+            intermediate_size=320,
+            speech_encoder_mel_bins=spec.n_mels,
+            speech_encoder_context=ENCODER_CONTEXT_OF_SHORT_UTTERANCES,
+        ),
+        data=DataPlan(
+            spec=spec,
+            curriculum=(
+                TrainingStage(positions=512, conversations=256, conversations_per_step=4, steps=150),
+                TrainingStage(positions=8192, conversations=48, conversations_per_step=1, steps=30),
+            ),
+        ),
+        training=TrainingPlan(learning_rate=3e-3, ttt_learning_rate=3e-3, warmup_steps=20, ctc_turns_per_step=2),
+        evaluation=EvaluationPlan(validate_every_steps=60, checkpoint_every_steps=30, monitor_every_steps=10),
+        lower_window=256,
+        mini_batch_size=16,
+        key_bytes=4,
+    )
+
+
+def _gpu() -> _Sizes:
+    """One GPU, trained from scratch: 90 million parameters, BF16 with FP32 states."""
+    spec = ConversationSpec(
+        positions=8192, conversations=4096, validation_conversations=24, values=40, unit_vocab_size=500,
+        unit_fit_utterances=600, text_vocab_size=1024,
+    )  # fmt: skip
+    model = dataclasses.replace(
+        LlamaOmniConfig.at_scale("gpu"), vocab_size=spec.text_vocab_size, speech_encoder_mel_bins=spec.n_mels
+    )
+    return _Sizes(
+        model=model,
+        data=DataPlan(
+            spec=spec,
+            curriculum=(
+                TrainingStage(positions=1024, conversations=16384, conversations_per_step=32, steps=4000),
+                TrainingStage(positions=8192, conversations=4096, conversations_per_step=8, steps=4000),
+            ),
+        ),
+        training=TrainingPlan(
+            learning_rate=6e-4, ttt_learning_rate=6e-4, warmup_steps=400, ctc_turns_per_step=16,
+            inner_warmup_steps=400, precision="bf16-mixed",
+        ),
+        evaluation=EvaluationPlan(validate_every_steps=500, checkpoint_every_steps=250),
+        lower_window=512,
+        mini_batch_size=64,
+        key_bytes=2,
+    )  # fmt: skip
+
+
+def _full() -> _Sizes:
+    """The published dimensions: Llama-3.1-8B-Omni, TTT in layers 24 to 31; --weights for its weights."""
+    spec = ConversationSpec(
+        positions=8192, conversations=4096, validation_conversations=24, n_mels=128, unit_vocab_size=1000,
+        unit_fit_utterances=2000, text_vocab_size=1024,
+    )  # fmt: skip
+    return _Sizes(
+        model=LlamaOmniConfig.at_scale("full"),
+        data=DataPlan(
+            spec=spec,
+            curriculum=(TrainingStage(positions=8192, conversations=4096, conversations_per_step=1, steps=4000),),
+        ),
+        training=TrainingPlan(
+            learning_rate=1e-5, ttt_learning_rate=1e-4, warmup_steps=200, ctc_turns_per_step=4,
+            inner_warmup_steps=200, precision="bf16-true", gradient_checkpointing=True,
+        ),
+        evaluation=EvaluationPlan(validate_every_steps=250, checkpoint_every_steps=250),
+        lower_window=1024,
+        mini_batch_size=64,
+        key_bytes=2,
+    )  # fmt: skip
