@@ -185,8 +185,8 @@ def _short_data_path(data_path: Path) -> Iterator[Path]:
         link = Path(scratch) / "espeak-ng-data"
         if len(os.fsencode(link)) > _ENGINE_PATH_LIMIT:
             raise EspeakError(
-                f"espeak-ng cannot read data from {data_path} (over {_ENGINE_PATH_LIMIT} characters), and the temporary "
-                f"folder {scratch} is too long for a link to it: set TMPDIR to a short path"
+                f"espeak-ng cannot read data from {data_path} (over {_ENGINE_PATH_LIMIT} characters), and the "
+                f"temporary folder {scratch} is too long for a link to it: set TMPDIR to a short path"
             )
         link.symlink_to(data_path, target_is_directory=True)
         yield link

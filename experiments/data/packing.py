@@ -1,0 +1,250 @@
+"""A conversation as positions of the language model: markers, text tokens, and one placeholder per stretch of speech.
+
+    <bos> | <user> [speech] <assistant> text ... <eos> | <user> [speech] <assistant> text ... <eos> | ... <pad> ...
+
+T ids come in; the model puts the speech embeddings of an utterance where its placeholder stands, so T ids become P *spliced*
+positions. All positions reported here are spliced ones, the ones the model and its state see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from experiments.data.conversations import Conversation, ConversationFact
+from experiments.data.dataset import ConversationSet
+
+SPEECH_PLACEHOLDER_ID = -200
+IGNORED_LABEL = -100
+WINDOW_FRAMES = 3000
+"""30 s of log-mel at 100 Hz: what the speech encoder takes at once."""
+
+
+def default_speech_positions(mel_frames: int) -> int:
+    """Positions of an utterance of so many mel frames at 100 Hz: ((F + 1) // 2) // 5 for each 30 s window, summed."""
+    windows, rest = divmod(mel_frames, WINDOW_FRAMES)
+    return windows * (((WINDOW_FRAMES + 1) // 2) // 5) + ((rest + 1) // 2) // 5
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SpokenTurn:
+    """A turn of the assistant: its labelled positions [start, end), text and <eos>, and the units (U,) it is said in
+    (repeats collapsed) with their durations (U,) in 20 ms.
+    """
+
+    start: int
+    end: int
+    units: Tensor
+    durations: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recall:
+    """A fact that is recalled: where its value stands in the assistant's answer, and how far back it was heard of.
+
+    value_positions: spliced positions of the value's tokens (the model predicts each one position earlier).
+    Distances in positions are from the first of these back to the end of the user's speech that stated it (to the value's
+    first token where the assistant stated it), to the value in the assistant's echo, and to the value in its last mention,
+    whichever turn that was. Seconds are from the end of the stating, of the last mentioning turn to the start of the answer.
+    """
+
+    subject: str
+    value: str
+    value_positions: tuple[int, ...]
+    distance_to_statement: int
+    distance_to_echo: int
+    distance_to_last_mention: int
+    seconds_since_statement: float
+    seconds_since_last_mention: float
+    stated_by: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackedConversation:
+    """One conversation, ready for the model.
+
+    input_ids (T,) int64 with SPEECH_PLACEHOLDER_ID where one stretch of speech stands; labels (T,) int64, the id where the
+    assistant's text or <eos> stands, else IGNORED_LABEL (not shifted: labels[t] is the id at t); spliced_positions (T,) int64,
+    where each id comes to stand (the first position of a stretch of speech).
+    length: spliced positions in all, `pad_count` of them padding at the end; a multiple of the mini-batch size.
+    speech_segments: utterance ids of the stretches in reading order; speech_lengths: their positions.
+    turn_starts: spliced position of each exchange's <user>: where a sequence may be cut into segments for training.
+    exchanges_left_out: whole exchanges at the end that did not fit (none under the rule the conversations were drawn with).
+    """
+
+    name: str
+    input_ids: Tensor
+    labels: Tensor
+    spliced_positions: Tensor
+    length: int
+    pad_count: int
+    speech_segments: tuple[str, ...]
+    speech_lengths: tuple[int, ...]
+    spoken_turns: tuple[SpokenTurn, ...]
+    recalls: tuple[Recall, ...]
+    turn_starts: tuple[int, ...]
+    exchanges_left_out: int
+
+    def spliced_labels(self) -> Tensor:
+        """Labels by spliced position: (length,) int64, IGNORED_LABEL over speech, markers and padding."""
+        labels = torch.full((self.length,), IGNORED_LABEL, dtype=torch.int64)
+        labels[self.spliced_positions] = self.labels
+        return labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PlacedTurn:
+    """Where a turn came to stand. value: spliced positions of the fact's value; for speech, its last position alone."""
+
+    value: tuple[int, ...]
+    start_s: float
+    end_s: float
+
+
+class _Packer:
+    def __init__(self, dataset: ConversationSet, speech_positions: Callable[[int], int]) -> None:
+        self.dataset = dataset
+        self.speech_positions = speech_positions
+        self.ids: list[int] = []
+        self.labels: list[int] = []
+        self.at: list[int] = []
+        self.position = 0
+        self.segments: list[str] = []
+        self.segment_lengths: list[int] = []
+
+    def add_id(self, token_id: int, labelled: bool) -> None:
+        self.ids.append(token_id)
+        self.labels.append(token_id if labelled else IGNORED_LABEL)
+        self.at.append(self.position)
+        self.position += 1
+
+    def add_speech(self, utterance_id: str) -> None:
+        count = self.speech_positions(self.dataset.pool.mel_frames(utterance_id))
+        if count < 1:
+            raise ValueError(
+                f"utterance {utterance_id} ({self.dataset.pool.mel_frames(utterance_id)} mel frames) takes {count} positions; "
+                "the rule given must make it at least 1"
+            )
+        self.add_id(SPEECH_PLACEHOLDER_ID, labelled=False)
+        self.labels[-1] = IGNORED_LABEL
+        self.position += count - 1
+        self.segments.append(utterance_id)
+        self.segment_lengths.append(count)
+
+
+def pack(
+    conversation: Conversation,
+    dataset: ConversationSet,
+    speech_positions: Callable[[int], int] = default_speech_positions,
+    mini_batch_size: int = 64,
+) -> PackedConversation:
+    """Lay a conversation out in positions, at most `dataset.spec.positions`, padded to a multiple of the mini-batch size.
+
+    speech_positions: how many positions the model makes of so many mel frames. Only whole exchanges are packed; what does not
+    fit is counted in `exchanges_left_out`, never cut.
+    """
+    if mini_batch_size < 1:
+        raise ValueError(f"mini_batch_size is {mini_batch_size}; it must be at least 1")
+    limit = dataset.spec.positions - dataset.spec.positions % mini_batch_size
+    packer = _Packer(dataset, speech_positions)
+    packer.add_id(dataset.tokenizer.bos_id, labelled=False)
+    placed: list[_PlacedTurn] = []
+    spoken: list[SpokenTurn] = []
+    turn_starts: list[int] = []
+    for first in range(0, len(conversation.turns), 2):
+        if packer.position + _exchange_positions(conversation, first, dataset, speech_positions) > limit:
+            break
+        turn_starts.append(packer.position)
+        placed.append(_place_user_turn(packer, conversation, first))
+        turn, spoken_turn = _place_assistant_turn(packer, conversation, first + 1)
+        placed.append(turn)
+        spoken.append(spoken_turn)
+    if not placed:
+        raise ValueError(
+            f"conversation {conversation.name} has no exchange that fits into {limit} positions; give more"
+        )
+    pad_count = -packer.position % mini_batch_size
+    for _ in range(pad_count):
+        packer.add_id(dataset.tokenizer.pad_id, labelled=False)
+    return PackedConversation(
+        name=conversation.name,
+        input_ids=torch.tensor(packer.ids),
+        labels=torch.tensor(packer.labels),
+        spliced_positions=torch.tensor(packer.at),
+        length=packer.position,
+        pad_count=pad_count,
+        speech_segments=tuple(packer.segments),
+        speech_lengths=tuple(packer.segment_lengths),
+        spoken_turns=tuple(spoken),
+        recalls=tuple(_recalls(conversation, placed)),
+        turn_starts=tuple(turn_starts),
+        exchanges_left_out=(len(conversation.turns) - len(placed)) // 2,
+    )
+
+
+def _exchange_positions(
+    conversation: Conversation, first: int, dataset: ConversationSet, speech_positions: Callable[[int], int]
+) -> int:
+    user, assistant = conversation.turns[first : first + 2]
+    assert (user.speaker, assistant.speaker) == ("user", "assistant")
+    heard = speech_positions(dataset.pool.mel_frames(user.utterance_id))
+    return 1 + heard + 2 + len(dataset.tokenizer.encode(assistant.text))
+
+
+def _place_user_turn(packer: _Packer, conversation: Conversation, index: int) -> _PlacedTurn:
+    turn = conversation.turns[index]
+    packer.add_id(packer.dataset.tokenizer.user_id, labelled=False)
+    packer.add_speech(turn.utterance_id)
+    return _PlacedTurn(value=(packer.position - 1,), start_s=turn.start_s, end_s=turn.end_s)
+
+
+def _place_assistant_turn(packer: _Packer, conversation: Conversation, index: int) -> tuple[_PlacedTurn, SpokenTurn]:
+    turn = conversation.turns[index]
+    tokenizer = packer.dataset.tokenizer
+    packer.add_id(tokenizer.assistant_id, labelled=False)
+    start = packer.position
+    for token_id in tokenizer.encode(turn.text):
+        packer.add_id(token_id, labelled=True)
+    packer.add_id(tokenizer.eos_id, labelled=True)
+    told = turn.fact_stated if turn.fact_stated is not None else turn.fact_asked
+    value: tuple[int, ...] = ()
+    if told is not None:
+        word = conversation.facts[told].value
+        character = turn.text.rindex(word)
+        tokens = tokenizer.tokens_of_span(turn.text, character, character + len(word))
+        value = tuple(range(start + tokens[0], start + tokens[1]))
+    units, durations = packer.dataset.pool.units(turn.utterance_id)
+    spoken = SpokenTurn(start=start, end=packer.position, units=units, durations=durations)
+    return _PlacedTurn(value=value, start_s=turn.start_s, end_s=turn.end_s), spoken
+
+
+def _recalls(conversation: Conversation, placed: list[_PlacedTurn]) -> list[Recall]:
+    """Every answer among the turns that were packed, in the order of the conversation."""
+    by_turn: list[tuple[int, Recall]] = []
+    for fact in conversation.facts:
+        mentions = (fact.echo_turn, *fact.asked_turns)
+        for last, asked in zip(mentions, mentions[1:], strict=False):
+            if asked < len(placed):
+                by_turn.append((asked, _recall(conversation, fact, placed, last, asked)))
+    return [recall for _, recall in sorted(by_turn, key=lambda pair: pair[0])]
+
+
+def _recall(
+    conversation: Conversation, fact: ConversationFact, placed: list[_PlacedTurn], last: int, asked: int
+) -> Recall:
+    answer, stated = placed[asked], placed[fact.stated_turn]
+    here = answer.value[0]
+    return Recall(
+        subject=fact.subject,
+        value=fact.value,
+        value_positions=answer.value,
+        distance_to_statement=here - stated.value[0],
+        distance_to_echo=here - placed[fact.echo_turn].value[0],
+        distance_to_last_mention=here - placed[last].value[0],
+        seconds_since_statement=answer.start_s - stated.end_s,
+        seconds_since_last_mention=answer.start_s - placed[last].end_s,
+        stated_by=conversation.turns[fact.stated_turn].speaker,
+    )
