@@ -19,7 +19,7 @@ ARGS ?=
 RECIPE_OPTIONS = --scale $(SCALE) --seed $(SEED) $(foreach arm,$(ARM),--arm $(arm)) $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
 	$(if $(filter 1 yes true,$(RESUME)),--resume) $(ARGS)
 
-# pytest; on 2 cores two processes of one thread each beat one process of two threads.
+# pytest: processes of one thread each. A file's tests share a process, so that what its fixtures prepare is prepared once.
 TEST_PROCESSES ?= 2
 TESTS ?= tests
 
@@ -66,7 +66,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@echo "$(TORCH)" > $@
 
 test: $(STAMP) ## run every test, the recipes' smoke runs among them
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(TEST_PROCESSES) $(TESTS) $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile $(TESTS) $(ARGS)
 
 lint: $(STAMP) ## check style and formatting of code and notebooks
 	$(RUN) -m ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -135,9 +136,16 @@ def test_the_makefile_and_the_overrides_name_the_same_torch() -> None:
     assert told.group(1) in requirement_lines("requirements.overrides.txt")
 
 
+def output_of_make(*arguments: str) -> str:
+    """What make prints, free of the make that may be running the tests."""
+    outside = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MFLAGS", "MAKELEVEL"}}
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, check=True).stdout
+
+
 @needs_make
 def test_help_lists_every_target_and_every_recipe_with_one_line() -> None:
-    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = output_of_make("help")
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z][\w-]*)(?=:(?!=))", makefile, flags=re.MULTILINE))
     assert {"help", "setup", "test", "lint", "typecheck", "lock", "smoke", "mlflow-ui", "clean"} <= targets
@@ -153,9 +161,7 @@ def test_help_lists_every_target_and_every_recipe_with_one_line() -> None:
 @needs_make
 def test_make_hands_every_option_to_the_recipe() -> None:
     options = ["SCALE=smoke", "SEED=3", "ARM=ttt-mlp", "WEIGHTS=some folder", "RESUME=1", "ARGS=--set steps=2"]
-    shown = subprocess.run(
-        ["make", "-n", "exp-llama-omni-stage1", *options], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    shown = output_of_make("-n", "exp-llama-omni-stage1", *options)
     command = shown.strip().splitlines()[-1]
     assert command.endswith(
         "-m experiments llama-omni-stage1 --scale smoke --seed 3 --arm ttt-mlp"
