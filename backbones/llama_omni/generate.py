@@ -201,7 +201,7 @@ def stream_reply(
     window = model.speech_generator.window if speech_window is None else speech_window
     voice = _SpeechStream(model, batch, window) if speak else None
     running = torch.ones(batch, dtype=torch.bool, device=state.device)
-    pending = input_ids.new_zeros(batch)
+    pending = torch.zeros(batch, dtype=torch.long, device=state.device)
     for step in range(max_new_tokens):
         chosen = choice.choose(model.llm.lm_head(state), step)
         tokens = torch.where(running, chosen, padding_id)

@@ -135,13 +135,13 @@ class LlamaOmni(nn.Module):
         attention_mask: Tensor | None = None,
         padding_side: PaddingSide = "right",
     ) -> SplicedInputs:
-        """Embeddings with speech in place of token id -200; see `splice_speech`."""
+        """Embeddings with speech in place of token id -200, on the model's device; see `splice_speech`."""
         return splice_speech(
             self.llm.get_input_embeddings(),
-            input_ids,
+            input_ids.to(self.device),
             [] if speech is None else self.speech_features(speech),
-            attention_mask=attention_mask,
-            labels=labels,
+            attention_mask=None if attention_mask is None else attention_mask.to(self.device),
+            labels=None if labels is None else labels.to(self.device),
             padding_side=padding_side,
         )
 
