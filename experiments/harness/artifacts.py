@@ -54,8 +54,10 @@ class _Prompt:
     input_ids: torch.Tensor
     speech_ids: list[str]
     expected: str
+    question: str
     where: str
-    frames_per_unit: int
+    expected_units: torch.Tensor
+    expected_durations: torch.Tensor
 
 
 def save_sample(
@@ -63,8 +65,8 @@ def save_sample(
 ) -> list[Path]:
     """`sample.wav` and `sample.txt`: what the model answers to the last fact asked for in a validation conversation.
 
-    Whatever the model says is kept. Where it says no unit at all there is no sound, and the text file says so. CTC
-    tells the order of units and not how long each lasts: each sounds as long as the median unit of this conversation.
+    Whatever the model says is kept. Where it says no unit at all there is no `sample.wav`, and the text file says so.
+    `sample_expected.wav` is the right answer's own units through the same way from units to sound: the best it can get.
     """
     prompt = _sample_prompt(dataset, loader)
     speech = loader.encoded.frames(dataset, prompt.speech_ids).to(model.device)
@@ -75,21 +77,28 @@ def save_sample(
         min_new_tokens=1,
     )
     units = reply.units.cpu()
-    text = dataset.tokenizer.decode(reply.text_ids[0].tolist())
-    wav = folder / "sample.wav"
-    written = [folder / "sample.txt"]
+    written = [folder / "sample.txt", folder / "sample_expected.wav"]
+    expected = dataset.codebook.to_waveform(prompt.expected_units, prompt.expected_durations)
+    write_audio(folder / "sample_expected.wav", expected, SPEECH_SAMPLE_RATE_HZ)
+    sound = "NONE: the model said no unit, only blanks"
     if units.numel():
-        samples = dataset.codebook.to_waveform(units, torch.full_like(units, prompt.frames_per_unit))
-        write_audio(wav, samples, SPEECH_SAMPLE_RATE_HZ)
-        written.append(wav)
-    sound = f"{wav.name}, {prompt.frames_per_unit} x 20 ms a unit" if units.numel() else "NONE: the model said no unit"
+        # CTC tells the order of units and not how long each lasts: each sounds as long as the median one.
+        frames = int(prompt.expected_durations.median())
+        samples = dataset.codebook.to_waveform(units, torch.full_like(units, frames))
+        write_audio(folder / "sample.wav", samples, SPEECH_SAMPLE_RATE_HZ)
+        written.append(folder / "sample.wav")
+        sound = f"sample.wav, {frames} x 20 ms a unit"
+    ids = reply.text_ids[0].tolist()
     lines = {
         "conversation": prompt.where,
+        "question (spoken)": prompt.question,
         "expected text": prompt.expected,
-        "generated text": text,
-        "generated token ids": " ".join(map(str, reply.text_ids[0].tolist())),
+        "generated text": dataset.tokenizer.decode(ids),
+        "generated token ids": " ".join(map(str, ids)),
         "generated units": " ".join(map(str, units.tolist())) or "none",
         "sound": sound,
+        "expected units": " ".join(map(str, prompt.expected_units.tolist())),
+        "sound of the expected units": "sample_expected.wav",
     }
     (folder / "sample.txt").write_text("".join(f"{name}: {value}\n" for name, value in lines.items()))
     return written
@@ -111,6 +120,8 @@ def _sample_prompt(dataset: ConversationSet, loader: ConversationLoader) -> _Pro
         input_ids=prompt_ids,
         speech_ids=list(packed.speech_segments[:segments]),
         expected=dataset.tokenizer.decode(packed.input_ids[is_answer].tolist()),
+        question=dataset.pool.text(packed.speech_segments[segments - 1]),
         where=f"{packed.name}, answer at positions {turn.start} to {turn.end}",
-        frames_per_unit=int(torch.cat([turn.durations for turn in packed.spoken_turns]).median()),
+        expected_units=turn.units,
+        expected_durations=turn.durations,
     )

@@ -122,6 +122,11 @@ class ConversationDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         return DataLoader(_ByIndex(self.loader, self.data.validation), batch_size=None)
 
+    def transfer_batch_to_device(
+        self, batch: ConversationBatch, device: torch.device, dataloader_idx: int
+    ) -> ConversationBatch:
+        return batch.to(device)
+
     def training_batch(self, step: int) -> ConversationBatch:
         """The batch of a training step, counted from 0."""
         number, stage, step_in_stage = self.config.data.stage_of(step)

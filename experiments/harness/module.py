@@ -228,11 +228,6 @@ class SpokenConversationModule(LightningModule):
     def _trained(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
-    def transfer_batch_to_device(
-        self, batch: ConversationBatch, device: torch.device, dataloader_idx: int
-    ) -> ConversationBatch:
-        return batch.to(device)
-
 
 def next_labels(labels: Tensor) -> Tensor:
     """(B, T) labels -> (B, T) what each position predicts: the label one position on, nothing at the end."""

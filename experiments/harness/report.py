@@ -30,7 +30,7 @@ def result_table(results: Sequence[ArmResult], position_edges: Sequence[int], di
         "arm", "status", "loss first", "loss last",
         *(f"loss {names.bucket_label(*bucket)}" for bucket in positions),
         *(f"recall {names.bucket_label(*bucket)}" for bucket in distances),
-        "positions/s", "state bytes", "peak memory",
+        "positions/s", "state bytes", "peak memory", "of it model",
     ]  # fmt: skip
     rows = [_row(result, positions, distances) for result in results]
     kept = [index for index in range(len(header)) if index < 4 or any(row[index] != "-" for row in rows)]
@@ -39,7 +39,7 @@ def result_table(results: Sequence[ArmResult], position_edges: Sequence[int], di
 
 def _row(result: ArmResult, positions: list[tuple[int, int]], distances: list[tuple[int, int]]) -> list[str]:
     if result.run is None:
-        return [result.arm, "not run", *["-"] * (5 + len(positions) + len(distances))]
+        return [result.arm, "not run", *["-"] * (6 + len(positions) + len(distances))]
     metrics = result.run.metrics
 
     def shown(name: str, form: str) -> str:
@@ -58,6 +58,7 @@ def _row(result: ArmResult, positions: list[tuple[int, int]], distances: list[tu
         shown(names.SPEED, ",.0f"),
         size(names.STATE_BYTES),
         size(names.PEAK_BYTES),
+        size(names.PEAK_BYTES_ABOVE_START),
     ]
 
 

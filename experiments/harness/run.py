@@ -220,7 +220,7 @@ def _report(
         print("left out, unreadable audio:", *left_out, sep="\n  ")
     print(f"MLflow: {tracking.how_to_open(uri, experiment_id)}")
     print("figures:", *figures, *sorted(folder.glob("*/figures/*.png")), sep="\n  ")
-    print("samples:", *sorted(folder.glob("*/sample.*")), sep="\n  ", flush=True)
+    print("samples:", *sorted(folder.glob("*/sample*")), sep="\n  ", flush=True)
 
 
 def _curves(uri: str, run_id: str) -> dict[str, list[tuple[int, float]]]:

@@ -7,6 +7,7 @@ written when a checkpoint is saved leaves no metric of a saved step unwritten.
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import time
@@ -44,6 +45,7 @@ def prepare_store(uri: str) -> None:
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     from mlflow.db import upgrade
 
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     upgrade.callback(uri)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from pathlib import Path
 
@@ -62,6 +63,7 @@ def train_arm(
     watch = [] if monitor is None else [_watch(module, monitor, logger, config)]
     trainer = _trainer(
         config,
+        module.steps_done,
         logger,
         [*watch, MetricWriter(logger, bytes_at_start), ProgressLines(arm.name, module.total_steps), keeper],
     )
@@ -83,13 +85,14 @@ def _watch(
     return InnerWeightWatch(ttt_layers(module.model.llm), monitor, logger, config.evaluation.monitor_every_steps)
 
 
-def _trainer(config: ExperimentConfig, logger: RunLogger, callbacks: list[Callback]) -> Trainer:
+def _trainer(config: ExperimentConfig, steps_done: int, logger: RunLogger, callbacks: list[Callback]) -> Trainer:
+    """One epoch of Lightning for every validation that is still to come."""
+    every = config.evaluation.validate_every_steps
     return Trainer(
         accelerator="gpu" if torch.cuda.is_available() else "cpu",
         devices=1,
         precision=config.training.precision,
-        max_epochs=-1,
-        max_steps=-1,
+        max_epochs=max(1, math.ceil(config.data.steps / every) - steps_done // every),
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
         logger=logger,
@@ -106,5 +109,12 @@ def _trainer(config: ExperimentConfig, logger: RunLogger, callbacks: list[Callba
 def _quieten_lightning() -> None:
     """Lightning's start-up lines and its advice that does not apply here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*eval mode at the start of training.*"):
+    for message in (
+        ".*does not have many workers.*",  # batches are made of cached tensors
+        ".*`IterableDataset` has `__len__` defined.*",  # one process reads it
+        ".*overridden `transfer_batch_to_device`.*",
+        ".*smaller than the logging interval.*",  # the harness logs by itself
+        ".*treespec, LeafSpec.*",
+        ".*eval mode at the start of training.*",
+    ):
         warnings.filterwarnings("ignore", message=message)
