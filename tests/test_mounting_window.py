@@ -23,7 +23,11 @@ LLAMA3_ROPE = {
 
 def rotary_embedding(rope: dict | None = None) -> LlamaRotaryEmbedding:
     config = LlamaConfig(
-        hidden_size=HEADS * DIM, num_attention_heads=HEADS, head_dim=DIM, rope_parameters=rope, max_position_embeddings=64
+        hidden_size=HEADS * DIM,
+        num_attention_heads=HEADS,
+        head_dim=DIM,
+        rope_parameters=rope,
+        max_position_embeddings=64,
     )
     return LlamaRotaryEmbedding(config)
 
@@ -97,9 +101,7 @@ def test_any_split_and_any_padding_give_each_row_its_own_attention(
     generator = torch.Generator().manual_seed(seed)
     tokens = sum(lengths)
     real = torch.rand(2, tokens, generator=generator) > 0.4 if padded else torch.ones(2, tokens, dtype=torch.bool)
-    q, k, v = (
-        torch.randn(2, heads, tokens, DIM, generator=generator, dtype=torch.float64) for heads in (HEADS, 2, 2)
-    )
+    q, k, v = (torch.randn(2, heads, tokens, DIM, generator=generator, dtype=torch.float64) for heads in (HEADS, 2, 2))
     rotary = rotary_embedding()
     # Rotary positions count each row's real tokens, as generate() gives them.
     positions = (real.long().cumsum(1) - 1).clamp_min(0)

@@ -52,11 +52,7 @@ class _BoundedLayer(CacheLayerMixin):
         return -1
 
     def crop(self, tokens_to_remove: int) -> None:
-        if tokens_to_remove:
-            raise ValueError(
-                f"{self!r} cannot give back tokens it has learned from (asked for {tokens_to_remove}); "
-                "take cache.snapshot() before the tokens that may have to be undone, and go back to it"
-            )
+        _refuse_to_give_back(tokens_to_remove)
 
     def activate_past_recording(self) -> NoReturn:
         raise ValueError(
@@ -144,7 +140,11 @@ class SlidingAttentionCacheLayer(_AttentionKeys, DynamicSlidingWindowLayer):
 class _HoldsTTTState:
     """A cache layer that also holds the TTT state of its layer. Mixed in before the attention's part, if any."""
 
+    is_croppable = False
     state: TTTState | None = None
+
+    def crop(self, tokens_to_remove: int) -> None:
+        _refuse_to_give_back(tokens_to_remove)
 
     def store(self, state: TTTState) -> None:
         self.state = state
@@ -282,6 +282,12 @@ class MountedCache(DynamicCache):
         for layer in self.layers:
             layer.reset_rows(mask)
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Give back tokens: only where every layer can, and never after some layers have."""
+        if not self.is_croppable:
+            _refuse_to_give_back(tokens_to_remove)
+        super().crop(tokens_to_remove)
+
     def detach(self) -> MountedCache:
         """Cut everything held from the autograd graph (truncated backpropagation through time); returns itself."""
         for layer in self.layers:
@@ -301,6 +307,14 @@ class MountedCache(DynamicCache):
             if layer.keys is not None:
                 return layer.keys.shape[0]
         raise ValueError("the cache is empty: it has no rows to reset")
+
+
+def _refuse_to_give_back(tokens_to_remove: int) -> None:
+    if tokens_to_remove:
+        raise ValueError(
+            f"TTT and bounded windows cannot give back tokens they have learned from (asked for {tokens_to_remove}): "
+            "take cache.snapshot() before tokens that may have to be undone, and go back to it"
+        )
 
 
 def _as_index(rows: Tensor) -> Tensor:

@@ -142,7 +142,11 @@ class MountedDecoder(_Decoder):
                 f"attention_mask has {columns} columns; expected {past + tokens}: {past} already in the cache and "
                 f"{tokens} of this call"
             )
-        return attention_mask[:, -tokens:].bool()
+        real_tokens = attention_mask[:, -tokens:].bool()
+        # generate() always brings a mask. Where it hides nothing, a prompt is spared the moving of tokens to the front.
+        if tokens > 1 and not torch.compiler.is_compiling() and bool(real_tokens.all()):
+            return None
+        return real_tokens
 
 
 class MountedCausalLM(_CausalLM):

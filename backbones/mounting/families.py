@@ -33,6 +33,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 from transformers.models.mistral.modeling_mistral import MistralAttention
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from backbones.mounting.config import MountedConfigFields
 from backbones.mounting.decoder import MountedCausalLM, MountedDecoder
@@ -132,3 +133,7 @@ for _family in FAMILIES:
     AutoConfig.register(f"ttt_{_family.name}", _family.config)
     AutoModel.register(_family.config, _family.decoder)
     AutoModelForCausalLM.register(_family.config, _family.causal_lm)
+    # What output_hidden_states can record is looked up by class, and written down by constructors. A model mounted in
+    # place has never been through its new class's constructor.
+    for _class in (_family.decoder, _family.causal_lm):
+        dict.__setitem__(_CAN_RECORD_REGISTRY, str(_class), _class._can_record_outputs)
