@@ -135,7 +135,7 @@ class TTTLayer(nn.Module):
         for projection in (self.wq, self.wk, self.wv, self.wo, self.wg):
             if projection is not None:
                 nn.init.normal_(projection.weight, std=INITIAL_STD)
-                if projection.bias is not None:
+                if self.config.projection_bias and projection is not self.wo and projection is not self.wg:
                     nn.init.zeros_(projection.bias)
 
     def reset_parameters(self) -> None:

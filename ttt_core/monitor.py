@@ -84,7 +84,7 @@ class TTTMonitor:
             row["update_size"] = _distance(weights, previous)
         if initial is not None:
             row["distance_from_initial"] = _distance(weights, initial)
-        self._previous[name] = InnerWeights(*(None if tensor is None else tensor.clone() for tensor in weights))
+        self._previous[name] = InnerWeights.from_tensors([tensor.clone() for tensor in weights.tensors])
         history.append(row)
         with self.csv_path.open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS).writerow(row)
