@@ -54,6 +54,16 @@ def test_a_short_last_window_is_filled_with_what_whisper_makes_of_silence() -> N
     assert silence.min() == silence.max() == MEL_OF_DIGITAL_SILENCE
 
 
+def test_a_short_utterance_is_heard_as_if_silence_followed_it(model: LlamaOmni) -> None:
+    mel = mel_like(57, 5)
+    silence = torch.full((model.config.mel_frames_per_window - 57, 128), mel.max().item() - MEL_DYNAMIC_RANGE)
+    assert mel.max() - MEL_DYNAMIC_RANGE > MEL_OF_DIGITAL_SILENCE
+    followed = model.speech_features([torch.cat([mel, silence])])[0]
+    alone = model.speech_features([mel])[0]
+    assert alone.shape == (5, 64)
+    assert torch.equal(alone, followed[:5])
+
+
 def test_a_tenth_of_a_second_is_one_position_and_less_is_refused(model: LlamaOmni) -> None:
     assert model.speech_features([mel_like(10, 0)])[0].shape == (1, 64)
     with pytest.raises(ValueError, match=r"8 mel frames.*too short.*at least 9"):
@@ -115,6 +125,16 @@ def test_labels_move_with_their_tokens_and_speech_has_none(model: LlamaOmni) -> 
     assert left.labels is not None
     assert left.labels.tolist() == [[-100] * 4 + [6, 7], [-100] * 5 + [9]]
     assert left.first_positions == [0, 4]
+
+
+@torch.no_grad()
+def test_a_labelled_first_token_counts_on_neither_side_of_padding(model: LlamaOmni) -> None:
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    right, left = (model(ids, labels=ids * mask, attention_mask=mask, padding_side=side) for side in ("right", "left"))
+    assert right.token_positions.tolist() == [[0, 1], [0, 2], [0, 3], [1, 1]]
+    assert left.token_positions.tolist() == [[0, 1], [0, 2], [0, 3], [1, 3]]
+    assert torch.allclose(left.token_losses, right.token_losses, atol=1e-4)
 
 
 @pytest.mark.parametrize("segments", [0, 1, 3])
