@@ -1,14 +1,15 @@
 """Conversations drawn by seed: facts stated, asked for later at distances of every size, and small talk in between.
 
-A conversation is a list of exchanges, each a turn of the user and a turn of the assistant. Every subject lives through its own
-sequence of events: it is given a value, asked for, asked for again, perhaps given another value. After each event the
-distance to the next one is drawn: first the bucket (0 to 256 positions, to 1,024, to 4,096, and so on by factors of four), every
-bucket that still fits equally likely, then the distance within it log-uniformly. So far recalls are as frequent as near ones, and
-distances are about log-uniform. The latest value of a subject holds.
+A conversation is a list of exchanges, each a turn of the user and a turn of the assistant. Every subject lives through
+its own sequence of events: it is given a value, asked for, asked for again, perhaps given another value. After each
+event the distance to the next one is drawn: first the bucket (0 to 256 positions, to 1,024, to 4,096, and so on by
+factors of four), every bucket that still fits equally likely, then the distance within it log-uniformly. So far recalls
+are as frequent as near ones, and distances are about log-uniform. The latest value of a subject holds.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ def distance_buckets(positions: int) -> list[tuple[int, int]]:
     while edges[-1] < positions:
         edges.append(4 * edges[-1])
     edges[-1] = max(positions, _FIRST_BUCKET)
-    return list(zip(edges, edges[1:], strict=False))
+    return list(itertools.pairwise(edges))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -186,7 +186,7 @@ class ConversationSet:
             Turn(speaker=self.pool.speaker(t["utterance_id"]), text=self.pool.text(t["utterance_id"]), **t)
             for t in row["turns"]
         )
-        facts = (ConversationFact(**{**fact, "asked_turns": tuple(fact["asked_turns"])}) for fact in row["facts"])
+        facts = (ConversationFact(asked_turns=tuple(fact.pop("asked_turns")), **fact) for fact in row["facts"])
         return Conversation(name=row["name"], split=row["split"], turns=tuple(turns), facts=tuple(facts))
 
     def utterance(self, utterance_id: str) -> Utterance:

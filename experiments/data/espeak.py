@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -101,9 +101,9 @@ def speak_to_files(jobs: Sequence[SpeechJob], processes: int) -> Iterator[int]:
             else:
                 yield report
     finally:
-        for worker in workers:
+        for worker, listener in workers:
             worker.kill()
-            worker.wait()
+            listener.join()
 
 
 def speak(text: str, voice: EspeakVoice) -> np.ndarray:
@@ -125,7 +125,7 @@ def engine_version() -> str:
 
 def _start_worker(
     numbered_jobs: list[tuple[int, SpeechJob]], done: queue.Queue[int | EspeakError | None]
-) -> subprocess.Popen[str]:
+) -> tuple[subprocess.Popen[str], threading.Thread]:
     """Start a process that speaks these jobs, and a thread that passes its reports on to `done` (None at its end)."""
     # -P: this folder must not lead sys.path, or its modules would hide others of the same name.
     worker = subprocess.Popen(
@@ -138,27 +138,25 @@ def _start_worker(
 
     def pass_on() -> None:
         try:
-            assert worker.stdin is not None and worker.stdout is not None and worker.stderr is not None
-            lines = [
-                {"index": i, "text": j.text, "voice": asdict(j.voice), "path": str(j.path)} for i, j in numbered_jobs
-            ]
-            try:
-                json.dump(lines, worker.stdin)
-                worker.stdin.close()
-            except BrokenPipeError:
-                pass  # the worker died early: its exit status and stderr below say why
-            for line in worker.stdout:
-                done.put(int(line))
-            complaint = worker.stderr.read().strip()
-            if worker.wait() != 0:
-                done.put(
-                    EspeakError(complaint.splitlines()[-1] if complaint else f"espeak-ng died ({worker.returncode})")
-                )
+            with worker:
+                assert worker.stdin is not None and worker.stdout is not None and worker.stderr is not None
+                try:
+                    json.dump([{"index": i, **asdict(j), "path": str(j.path)} for i, j in numbered_jobs], worker.stdin)
+                    worker.stdin.close()
+                except BrokenPipeError:
+                    pass  # the worker died early: its exit status and stderr below say why
+                for line in worker.stdout:
+                    done.put(int(line))
+                complaint = worker.stderr.read().strip()
+            if worker.returncode != 0:
+                what = complaint.splitlines()[-1] if complaint else f"espeak-ng died (status {worker.returncode})"
+                done.put(EspeakError(what))
         finally:
             done.put(None)
 
-    threading.Thread(target=pass_on, daemon=True).start()
-    return worker
+    listener = threading.Thread(target=pass_on, daemon=True)
+    listener.start()
+    return worker, listener
 
 
 # What follows runs in the worker process.
@@ -176,7 +174,7 @@ def _find_engine() -> tuple[ctypes.CDLL, Path]:
 
 
 @contextlib.contextmanager
-def _short_data_path(data_path: Path) -> Iterator[Path]:
+def _short_data_path(data_path: Path) -> Generator[Path]:
     """`data_path`, or for as long as needed a short link to it where the engine would cut it."""
     if len(os.fsencode(data_path)) <= _ENGINE_PATH_LIMIT:
         yield data_path
@@ -230,7 +228,7 @@ def _speak_once(library: ctypes.CDLL, text: str) -> np.ndarray:
 
 
 def _write_speech(samples: np.ndarray, path: Path, text: str) -> None:
-    """Resample from 22.05 kHz, cut the engine's own silence down to 50 ms at both ends, write 16-bit wav."""
+    """Resample from 22.05 kHz, leave at most 50 ms of the engine's own silence at either end, write 16-bit wav."""
     speech = soxr.resample(samples, 22_050, SAMPLE_RATE_HZ)
     loud = np.flatnonzero(np.abs(speech) > _EDGE_LEVEL)
     if not len(loud):

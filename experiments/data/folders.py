@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 CHECKSUMS = "checksums.json"
@@ -18,7 +18,7 @@ class CorruptCacheError(ValueError):
 
 
 @contextlib.contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def whole_folder(target: Path) -> Generator[Path]:
     """A folder to fill; at the end it gets its checksums and becomes `target` in one step.
 
     Whatever interrupts the filling (an error, Ctrl-C, a full disk), `target` does not come to be. Where another process

@@ -2,12 +2,13 @@
 
     <bos> | <user> [speech] <assistant> text ... <eos> | <user> [speech] <assistant> text ... <eos> | ... <pad> ...
 
-T ids come in; the model puts the speech embeddings of an utterance where its placeholder stands, so T ids become P *spliced*
-positions. All positions reported here are spliced ones, the ones the model and its state see.
+T ids come in; the model puts the speech embeddings of an utterance where its placeholder stands, so T ids become P
+*spliced* positions. All positions reported here are spliced ones, the ones the model and its state see.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -46,9 +47,10 @@ class Recall:
     """A fact that is recalled: where its value stands in the assistant's answer, and how far back it was heard of.
 
     value_positions: spliced positions of the value's tokens (the model predicts each one position earlier).
-    Distances in positions are from the first of these back to the end of the user's speech that stated it (to the value's
-    first token where the assistant stated it), to the value in the assistant's echo, and to the value in its last mention,
-    whichever turn that was. Seconds are from the end of the stating, of the last mentioning turn to the start of the answer.
+    Distances in positions are from the first of these back to the end of the user's speech that stated it (to the
+    value's first token where the assistant stated it), to the value in the assistant's echo, and to the value in its
+    last mention, whichever turn that was. Seconds are from the end of the stating, of the last mentioning turn to the
+    start of the answer.
     """
 
     subject: str
@@ -66,13 +68,14 @@ class Recall:
 class PackedConversation:
     """One conversation, ready for the model.
 
-    input_ids (T,) int64 with SPEECH_PLACEHOLDER_ID where one stretch of speech stands; labels (T,) int64, the id where the
-    assistant's text or <eos> stands, else IGNORED_LABEL (not shifted: labels[t] is the id at t); spliced_positions (T,) int64,
-    where each id comes to stand (the first position of a stretch of speech).
+    input_ids (T,) int64 with SPEECH_PLACEHOLDER_ID where one stretch of speech stands; labels (T,) int64, the id where
+    the assistant's text or <eos> stands, else IGNORED_LABEL (not shifted: labels[t] is the id at t); spliced_positions
+    (T,) int64, where each id comes to stand (the first position of a stretch of speech).
     length: spliced positions in all, `pad_count` of them padding at the end; a multiple of the mini-batch size.
     speech_segments: utterance ids of the stretches in reading order; speech_lengths: their positions.
     turn_starts: spliced position of each exchange's <user>: where a sequence may be cut into segments for training.
-    exchanges_left_out: whole exchanges at the end that did not fit (none under the rule the conversations were drawn with).
+    exchanges_left_out: whole exchanges at the end that did not fit (none under the rule the conversations were drawn
+    with).
     """
 
     name: str
@@ -122,14 +125,13 @@ class _Packer:
         self.position += 1
 
     def add_speech(self, utterance_id: str) -> None:
-        count = self.speech_positions(self.dataset.pool.mel_frames(utterance_id))
+        frames = self.dataset.pool.mel_frames(utterance_id)
+        count = self.speech_positions(frames)
         if count < 1:
             raise ValueError(
-                f"utterance {utterance_id} ({self.dataset.pool.mel_frames(utterance_id)} mel frames) takes {count} positions; "
-                "the rule given must make it at least 1"
+                f"speech_positions gives {count} for the {frames} mel frames of {utterance_id}; give at least 1"
             )
         self.add_id(SPEECH_PLACEHOLDER_ID, labelled=False)
-        self.labels[-1] = IGNORED_LABEL
         self.position += count - 1
         self.segments.append(utterance_id)
         self.segment_lengths.append(count)
@@ -141,10 +143,11 @@ def pack(
     speech_positions: Callable[[int], int] = default_speech_positions,
     mini_batch_size: int = 64,
 ) -> PackedConversation:
-    """Lay a conversation out in positions, at most `dataset.spec.positions`, padded to a multiple of the mini-batch size.
+    """Lay a conversation out in positions, at most `dataset.spec.positions`, padded to a multiple of the mini-batch
+    size.
 
-    speech_positions: how many positions the model makes of so many mel frames. Only whole exchanges are packed; what does not
-    fit is counted in `exchanges_left_out`, never cut.
+    speech_positions: how many positions the model makes of so many mel frames. Only whole exchanges are packed; what
+    does not fit is counted in `exchanges_left_out`, never cut.
     """
     if mini_batch_size < 1:
         raise ValueError(f"mini_batch_size is {mini_batch_size}; it must be at least 1")
@@ -226,7 +229,7 @@ def _recalls(conversation: Conversation, placed: list[_PlacedTurn]) -> list[Reca
     by_turn: list[tuple[int, Recall]] = []
     for fact in conversation.facts:
         mentions = (fact.echo_turn, *fact.asked_turns)
-        for last, asked in zip(mentions, mentions[1:], strict=False):
+        for last, asked in itertools.pairwise(mentions):
             if asked < len(placed):
                 by_turn.append((asked, _recall(conversation, fact, placed, last, asked)))
     return [recall for _, recall in sorted(by_turn, key=lambda pair: pair[0])]

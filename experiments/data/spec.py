@@ -40,16 +40,18 @@ class ConversationSpec:
     conversations, validation_conversations: how many of each split; both are drawn from one pool of sentences, by
         different random streams.
     seed: draws the conversations; the pool of sentences does not depend on it.
-    subjects, values: how many things a fact can be about, and how many words its value is drawn from (uniformly, so that
+    subjects, values: how many things a fact can be about, and how many words its value is drawn from (uniformly, so
+    that
         guessing is right once in `values`). subject_words: 2 for "red box", 1 for "box" (easier to learn).
-    fact_stated_by: who brings a fact up first. "user": it must be heard, then the assistant repeats it. "assistant": the
+    fact_stated_by: who brings a fact up first. "user": it must be heard, then the assistant repeats it. "assistant":
+    the
         user asks it to choose. "both": either, by a fair coin.
     restate_probability: chance that a fact that falls due is given a new value instead of being asked for.
     event_share: chance that a fact that is due is taken up now, not after more small talk.
     small_talk: distinct small-talk lines of the user, and as many of the assistant.
-    pause_median_s, pause_spread: silence before a turn is log-normal with this median and this sigma, within 0.1 to 3 s.
-    n_mels: 80 or 128. unit_vocab_size: k-means clusters, fitted on `unit_fit_utterances` sentences spread over the pool.
-    text_vocab_size: upper bound of the text vocabulary, special tokens and 256 bytes included.
+    pause_median_s, pause_spread: silence before a turn is log-normal with this median and this sigma, within 0.1 to 3
+    s. n_mels: 80 or 128. unit_vocab_size: k-means clusters, fitted on `unit_fit_utterances` sentences spread over the
+    pool. text_vocab_size: upper bound of the text vocabulary, special tokens and 256 bytes included.
     """
 
     positions: int = 8192

@@ -1,17 +1,21 @@
 """Build a set of synthetic conversations, or find it in the cache.
 
-Two folders per set: the pool of utterances (wav, log-mel, units, tokenizer, lhotse manifest), shared by sets that differ in seed,
-length or number only, and the conversations drawn over it. Each is named by a digest of what decides its content.
+Two folders per set: the pool of utterances (wav, log-mel, units, tokenizer, lhotse manifest), shared by sets that
+differ in seed, length or number only, and the conversations drawn over it. Each is named by a digest of what decides
+its content.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Generator
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import torch
 from lhotse import AudioSource, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from lhotse.qa import validate_recordings_and_supervisions
@@ -19,7 +23,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from backbones.speech import SPEECH_SAMPLE_RATE_HZ, UnitCodebook, log_mel, read_audio
-from experiments.data.conversations import SPLITS, Measured, draw_conversation
+from experiments.data.conversations import Measured, Split, draw_conversation
 from experiments.data.dataset import (
     CODEBOOK_FILE,
     CONVERSATIONS_FILE,
@@ -55,10 +59,12 @@ def build_conversations(
 ) -> ConversationSet:
     """The conversations of `spec`, from the cache where they are there, else made and put there.
 
-    progress: show bars. skip_bad_audio: leave out the conversations that use a wav that is missing or has changed (listed in
-    `.dropped` and in the log) where else it is an error. processes: engines that speak at the same time, by default one per core.
+    progress: show bars. skip_bad_audio: leave out the conversations that use a wav that is missing or has changed
+    (listed in `.dropped` and in the log) where else it is an error. processes: engines that speak at the same time, by
+    default one per core.
 
-    Raises EspeakError where nothing can be spoken, CorruptCacheError (a ValueError) where a cached file is not as written.
+    Raises EspeakError where nothing can be spoken, CorruptCacheError (a ValueError) where a cached file is not as
+    written.
     """
     cache = Path(cache_dir).expanduser().resolve()
     pool_folder = cache / f"pool-{spec.pool_digest()}"
@@ -88,24 +94,41 @@ def _build_pool(spec: ConversationSpec, folder: Path, progress: bool, processes:
         SpeechJob(text=s.text, voice=voices[s.speaker], path=folder / _wav_name(i))
         for s, i in zip(sentences, ids, strict=True)
     ]
-    mels = _speak_and_transform(jobs, spec.n_mels, progress, processes)
-    fitted_on = [mels[i * len(mels) // spec.unit_fit_utterances] for i in range(spec.unit_fit_utterances)]
-    fitted_on = mels if spec.unit_fit_utterances >= len(mels) else fitted_on
-    with threadpool_limits(1):  # the order of sums, and so the codebook's last bits, would follow the number of threads
-        codebook = UnitCodebook.fit(
-            [torch.from_numpy(mel.astype(np.float32)) for mel in fitted_on], spec.unit_vocab_size, _UNIT_FIT_SEED
-        )
+    with _one_thread():
+        mels = _speak_and_transform(jobs, spec.n_mels, progress, processes)
+        codebook, units = _fit_units(spec, mels, progress)
     codebook.save(folder / CODEBOOK_FILE)
-    units = [
-        codebook.encode(torch.from_numpy(mel.astype(np.float32))).numpy().astype(np.int16)
-        for mel in tqdm(mels, desc="units", unit="utterance", disable=not progress)
-    ]
     np.save(folder / MEL_FILE, np.concatenate(mels))
     np.save(folder / UNITS_FILE, np.concatenate(units))
     _write_index(folder, sentences, jobs, ids, mels, units)
     _write_manifest(folder)
     description = {"spec": spec.pool_as_dict(), "engine": f"espeak-ng {engine_version()}"}
     (folder / SPEC_FILE).write_text(json.dumps(description, indent=1))
+
+
+@contextlib.contextmanager
+def _one_thread() -> Generator[None]:
+    """Many small steps are 60 times slower on two torch threads where the cores are busy (10 s against 0.15 s for 200
+    log-mels), and the codebook's last bits would follow the number of threads.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fit_units(spec: ConversationSpec, mels: list[np.ndarray], progress: bool) -> tuple[UnitCodebook, list[np.ndarray]]:
+    """Codebook fitted on utterances at even steps through the pool, and every utterance's units (U,) int16 at 50 Hz."""
+    count = min(spec.unit_fit_utterances, len(mels))
+    as_stored = [torch.from_numpy(mel.astype(np.float32)) for mel in mels]
+    codebook = UnitCodebook.fit(
+        [as_stored[i * len(mels) // count] for i in range(count)], spec.unit_vocab_size, _UNIT_FIT_SEED
+    )
+    bar = tqdm(as_stored, desc="units", unit="utterance", disable=not progress)
+    return codebook, [codebook.encode(mel).numpy().astype(np.int16) for mel in bar]
 
 
 def _wav_name(identifier: str) -> str:
@@ -118,7 +141,7 @@ def _speak_and_transform(jobs: list[SpeechJob], n_mels: int, progress: bool, pro
     engines = min(processes, -(-len(jobs) // _SENTENCES_PER_ENGINE))
     spoken = speak_to_files(jobs, engines)
     for index in tqdm(spoken, total=len(jobs), desc="speech", unit="utterance", disable=not progress):
-        # Half precision: an error of 5e-4 on values of about -1 to 1.5, an eighth of a decibel at most, for half the disk.
+        # Half precision: at most 5e-4 off on values of about -1 to 1.5 (0.02 dB), for half the disk.
         mels[index] = log_mel(read_audio(jobs[index].path).samples, n_mels).numpy().astype(np.float16)
     return [mels[i] for i in range(len(jobs))]
 
@@ -140,7 +163,7 @@ def _write_index(
                 "voice": job.voice.name,
                 "text": sentence.text,
                 "wav": _wav_name(identifier),
-                "samples": len(read_audio(job.path).samples),
+                "samples": soundfile.info(job.path).frames,
                 "first_frame": first_frame,
                 "frames": len(mel),
                 "first_unit": first_unit,
@@ -155,7 +178,7 @@ def _write_manifest(folder: Path) -> None:
     """lhotse's RecordingSet and SupervisionSet over the utterances; paths are relative to the folder."""
     recordings: list[Recording] = []
     supervisions: list[SupervisionSegment] = []
-    for line in (folder / UTTERANCES_FILE).open(encoding="utf-8"):
+    for line in (folder / UTTERANCES_FILE).read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         duration_s = row["samples"] / SPEECH_SAMPLE_RATE_HZ
         recordings.append(
@@ -206,11 +229,8 @@ def _draw_conversations(spec: ConversationSpec, pool: UtterancePool, folder: Pat
         return measured[sentence]
 
     sentences = sentence_pool(spec)
-    wanted = [
-        (split, i)
-        for split, n in zip(SPLITS, (spec.conversations, spec.validation_conversations), strict=True)
-        for i in range(n)
-    ]
+    counts: dict[Split, int] = {"train": spec.conversations, "validation": spec.validation_conversations}
+    wanted: list[tuple[Split, int]] = [(split, i) for split, count in counts.items() for i in range(count)]
     with (folder / CONVERSATIONS_FILE).open("w", encoding="utf-8") as file:
         for split, index in tqdm(wanted, desc="conversations", unit="conversation", disable=not progress):
             conversation = draw_conversation(spec, sentences, measure, split, index)

@@ -1,7 +1,7 @@
 """What is said: a pool of distinct sentences about facts, and small talk in between.
 
-Everything is enumerated, nothing is random, so a sentence can be spoken once and used in any number of conversations. No word of
-a fact's value or subject occurs in small talk: a fact's last mention is known exactly.
+Everything is enumerated, nothing is random, so a sentence can be spoken once and used in any number of conversations.
+No word of a fact's value or subject occurs in small talk: a fact's last mention is known exactly.
 """
 
 from __future__ import annotations
@@ -20,12 +20,18 @@ Speaker = Literal["user", "assistant"]
 
 COLOURS = ("red", "blue", "green", "white", "black", "yellow", "purple", "silver")
 OBJECTS = ("box", "door", "ladder", "bottle", "drawer", "lamp", "basket", "key", "jar", "tent", "boat", "chair")
-VALUES = tuple(
-    "tiger lemon copper violin rocket pepper castle magnet window garlic dragon button carpet walnut helmet parrot "
-    "candle anchor ginger pocket marble turtle saddle velvet hammer spider cactus pencil rabbit mirror whistle banjo "
-    "island pigeon kettle zebra almond feather compass lantern diamond tomato falcon barrel sparrow needle cherry wizard "
-    "penguin ribbon vinegar trumpet blanket lobster shadow peanut monkey orchid beetle camel ivory puzzle napkin oyster".split()
+# fmt: off
+VALUES = (
+    "tiger", "lemon", "copper", "violin", "rocket", "pepper", "castle", "magnet",
+    "window", "garlic", "dragon", "button", "carpet", "walnut", "helmet", "parrot",
+    "candle", "anchor", "ginger", "pocket", "marble", "turtle", "saddle", "velvet",
+    "hammer", "spider", "cactus", "pencil", "rabbit", "mirror", "whistle", "banjo",
+    "island", "pigeon", "kettle", "zebra", "almond", "feather", "compass", "lantern",
+    "diamond", "tomato", "falcon", "barrel", "sparrow", "needle", "cherry", "wizard",
+    "penguin", "ribbon", "vinegar", "trumpet", "blanket", "lobster", "shadow", "peanut",
+    "monkey", "orchid", "beetle", "camel", "ivory", "puzzle", "napkin", "oyster",
 )
+# fmt: on
 
 _STATEMENTS = ("The word for the {subject} is {value}.", "Remember, the word for the {subject} is {value}.")
 _QUESTIONS = ("What is the word for the {subject}?", "Do you still know the word for the {subject}?")
@@ -60,7 +66,7 @@ _TOPICS: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] = 
         (
             "Fresh {x} is hard to beat.",
             "For {x}, use less salt than you think.",
-            "A good {x} takes time. Start early, keep the heat low, and taste it more often than you think you need to.",
+            "A good {x} takes time. Start early, keep the heat low, and taste it more often than you think.",
         ),
     ),
     (
@@ -99,7 +105,7 @@ _TOPICS: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] = 
         (
             "The {x} can wait until tomorrow.",
             "Then do the {x} first and rest later.",
-            "Write down three points for the {x}, say them slowly, and nobody will notice that you left the others out.",
+            "Write down three points for the {x}, say them slowly, and nobody will miss the others.",
         ),
     ),
     (

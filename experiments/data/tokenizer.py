@@ -44,9 +44,10 @@ class ConversationTokenizer:
         bpe.train_from_iterator(texts, trainer)
         trained = cls(bpe)
         for word in whole_words:
-            if len(trained.encode(f" {word}")) != 1:
+            count = len(trained.encode(f" {word}"))
+            if count != 1:
                 raise ValueError(
-                    f"text_vocab_size {vocab_size} is too small: {word!r} takes {len(trained.encode(f' {word}'))} tokens, "
+                    f"text_vocab_size {vocab_size} is too small: {word!r} takes {count} tokens, "
                     "and recall is counted on whole words; give a larger one"
                 )
         return trained

@@ -1,0 +1,362 @@
+"""Sets of conversations on disk: made once, found again, never half there, and honest about damage."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import whisper.audio
+
+from experiments.data import synthetic
+from experiments.data.dataset import ConversationSet
+from experiments.data.espeak import EspeakError, SpeechJob, speak_to_files
+from experiments.data.folders import CorruptCacheError
+from experiments.data.packing import default_speech_positions, pack
+from experiments.data.spec import ConversationSpec
+from experiments.data.synthetic import build_conversations
+
+SPEC = ConversationSpec(
+    positions=500,
+    conversations=5,
+    validation_conversations=2,
+    subjects=3,
+    values=4,
+    small_talk=12,
+    unit_vocab_size=30,
+    unit_fit_utterances=20,
+    text_vocab_size=600,
+    seed=3,
+)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    build_conversations(SPEC, folder, progress=False, processes=1)
+    return folder
+
+
+@pytest.fixture
+def dataset(cache: Path) -> ConversationSet:
+    return build_conversations(SPEC, cache, progress=False)
+
+
+@pytest.fixture
+def own_cache(cache: Path, tmp_path: Path) -> Path:
+    """A copy of the cache that a test may damage."""
+    return Path(shutil.copytree(cache, tmp_path / "own"))
+
+
+def _no_speech(_jobs: list[SpeechJob], _processes: int) -> Iterator[int]:
+    raise AssertionError("something was spoken again")
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    """Bytes of every file but the gzip ones, whose headers hold the time."""
+    names = [p for p in folder.rglob("*") if p.is_file() and p.suffix != ".gz" and p.name != "checksums.json"]
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in names}
+
+
+def test_the_same_spec_gives_the_same_bytes_on_other_processes_and_threads(cache: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(2)
+    build_conversations(SPEC, tmp_path, progress=False, processes=2)
+    assert _contents(tmp_path) == _contents(cache)
+
+
+def test_another_seed_draws_other_conversations_over_the_same_pool(
+    dataset: ConversationSet, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic, "speak_to_files", _no_speech)
+    other = build_conversations(ConversationSpec(**{**vars(SPEC), "seed": 4}), own_cache, progress=False)
+    assert other.folder != dataset.folder and other.pool.folder.name == dataset.pool.folder.name
+    assert all(a.turns != b.turns for a, b in zip(other, dataset, strict=True))
+
+
+def test_a_cached_set_is_opened_without_being_made_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "speak_to_files", _no_speech)
+    before = {p: p.stat().st_mtime_ns for p in cache.rglob("*")}
+    assert len(build_conversations(SPEC, cache, progress=False)) == 7
+    assert {p: p.stat().st_mtime_ns for p in cache.rglob("*")} == before
+
+
+def test_splits_are_disjoint_and_complete(dataset: ConversationSet) -> None:
+    train, validation = dataset.split_indices("train"), dataset.split_indices("validation")
+    assert (len(train), len(validation)) == (5, 2) and sorted(train + validation) == list(range(len(dataset)))
+    assert all(dataset[i].split == "validation" for i in validation)
+    said = {tuple(t.utterance_id for t in c.turns) for c in dataset}
+    assert len(said) == len(dataset)
+
+
+def test_log_mels_are_whispers_own_of_the_wav_that_is_there(dataset: ConversationSet) -> None:
+    for identifier in list(dataset.pool)[::9]:
+        samples, rate_hz = soundfile.read(dataset.pool.samples_path(identifier), dtype="float32")
+        assert rate_hz == 16_000 and samples.ndim == 1
+        expected = whisper.audio.log_mel_spectrogram(samples, n_mels=SPEC.n_mels).T
+        given = dataset.utterance(identifier).mel
+        assert given.dtype == torch.float32 and len(given) == len(samples) // 160 == dataset.pool.mel_frames(identifier)
+        torch.testing.assert_close(given, expected, atol=1e-3, rtol=0)
+
+
+def test_units_are_the_codebooks_and_cover_the_utterance(dataset: ConversationSet) -> None:
+    seen: set[int] = set()
+    for identifier in dataset.pool:
+        utterance = dataset.utterance(identifier)
+        assert int(utterance.durations.sum()) == -(-len(utterance.mel) // 2)
+        assert bool((utterance.units[1:] != utterance.units[:-1]).all())
+        assert torch.equal(
+            utterance.units.repeat_interleave(utterance.durations), dataset.codebook.encode(utterance.mel)
+        )
+        seen |= set(utterance.units.tolist())
+    assert seen <= set(range(SPEC.unit_vocab_size)) and len(seen) > SPEC.unit_vocab_size // 2
+
+
+def test_user_and_assistant_speak_with_their_own_voices(dataset: ConversationSet) -> None:
+    assert {dataset.utterance(i).voice for i in dataset.pool if dataset.pool.speaker(i) == "user"} == {"en-us+m3"}
+    assert {dataset.utterance(i).voice for i in dataset.pool if dataset.pool.speaker(i) == "assistant"} == {"en-us+f3"}
+
+
+def test_lhotse_opens_the_manifest_and_its_sound(dataset: ConversationSet) -> None:
+    recordings, supervisions = dataset.pool.manifest()
+    assert len(recordings) == len(supervisions) == len(dataset.pool)
+    for supervision in list(supervisions)[::17]:
+        sound = recordings[supervision.recording_id].load_audio()
+        expected, _ = soundfile.read(dataset.pool.samples_path(supervision.id), dtype="float32")
+        np.testing.assert_array_equal(sound[0], expected)
+        assert supervision.text == dataset.pool.text(supervision.id)
+        assert supervision.duration == len(expected) / 16_000
+
+
+def test_a_rendered_conversation_has_each_turn_at_its_time_on_its_channel(dataset: ConversationSet) -> None:
+    samples, rate_hz = dataset.render(1)
+    conversation = dataset[1]
+    assert samples.shape[1] == 2 and abs(len(samples) / rate_hz - conversation.duration_s) < 0.01
+    spoken = np.zeros(samples.shape, dtype=bool)
+    for turn, supervision in zip(conversation.turns, dataset.supervisions(1), strict=True):
+        own = ("user", "assistant").index(turn.speaker)
+        expected, _ = soundfile.read(dataset.pool.samples_path(turn.utterance_id), dtype="float32")
+        first = round(turn.start_s * rate_hz)
+        np.testing.assert_array_equal(samples[first : first + len(expected), own], expected)
+        spoken[first : first + len(expected), own] = True
+        assert (supervision.start, supervision.channel, supervision.text) == (turn.start_s, own, turn.text)
+        assert abs(supervision.end - turn.end_s) < 1e-4
+    assert not samples[~spoken].any()
+
+
+def test_a_pickled_set_is_small_and_gives_the_same_conversations(dataset: ConversationSet) -> None:
+    dataset.pool.mel(next(iter(dataset.pool)))
+    pickled = pickle.dumps(dataset)
+    assert len(pickled) < 10_000
+    assert list(pickle.loads(pickled)) == list(dataset)
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_interrupted_build_leaves_nothing_behind(
+    interruption: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def speak_two(jobs: list[SpeechJob], processes: int) -> Iterator[int]:
+        yield from speak_to_files(jobs[:2], processes)
+        raise interruption
+
+    monkeypatch.setattr(synthetic, "speak_to_files", speak_two)
+    with pytest.raises(type(interruption)):
+        build_conversations(SPEC, tmp_path / "cache", progress=False)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_an_engine_that_fails_is_an_error_and_no_cache(tmp_path: Path) -> None:
+    broken = ConversationSpec(**{**vars(SPEC), "user_voice": type(SPEC.user_voice)(variant="nobody")})
+    with pytest.raises(EspeakError, match="no voice variant 'nobody'"):
+        build_conversations(broken, tmp_path, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _used_by_some(dataset: ConversationSet) -> tuple[str, set[str]]:
+    """An utterance that some conversations use and others do not, and the names of those that do."""
+    users = {i: {c.name for c in dataset if any(t.utterance_id == i for t in c.turns)} for i in dataset.pool}
+    return next((i, names) for i, names in users.items() if 0 < len(names) < len(dataset))
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut short", "missing"])
+def test_a_bad_wav_is_named_and_skipped_only_if_asked(
+    damage: str, dataset: ConversationSet, own_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    identifier, users = _used_by_some(dataset)
+    wav = own_cache / dataset.pool.samples_path(identifier).relative_to(dataset.pool.folder.parent)
+    content = bytearray(wav.read_bytes())
+    if damage == "flipped":
+        content[-1001] ^= 0x40
+        wav.write_bytes(content)
+    elif damage == "cut short":
+        wav.write_bytes(content[: len(content) // 2])
+    else:
+        wav.unlink()
+    with pytest.raises(CorruptCacheError, match=rf"{wav.name} .*delete the folder .*skip_bad_audio=True"):
+        build_conversations(SPEC, own_cache, progress=False)
+    left = build_conversations(SPEC, own_cache, progress=False, skip_bad_audio=True)
+    assert {lost.name for lost in left.dropped} == users and all(wav.name in lost.reason for lost in left.dropped)
+    assert {c.name for c in left} == {c.name for c in dataset} - users
+    assert all(name in caplog.text for name in users)
+    for index in range(len(left)):
+        left.render(index)
+
+
+def test_bad_sound_that_every_conversation_uses_leaves_an_error_not_an_empty_set(
+    dataset: ConversationSet, own_cache: Path
+) -> None:
+    for wav in own_cache.rglob("*.wav"):
+        wav.unlink()
+    with pytest.raises(CorruptCacheError, match="every conversation"):
+        build_conversations(SPEC, own_cache, progress=False, skip_bad_audio=True)
+
+
+@pytest.mark.parametrize("name", ["mel.npy", "units.npy", "tokenizer.json", "conversations.jsonl", "checksums.json"])
+def test_damage_to_anything_but_sound_is_always_an_error(name: str, own_cache: Path) -> None:
+    path = next(own_cache.rglob(name))
+    path.write_bytes(path.read_bytes()[:-70])
+    with pytest.raises(CorruptCacheError, match=rf"{name}.* delete the folder"):
+        build_conversations(SPEC, own_cache, progress=False, skip_bad_audio=True)
+
+
+# Packing
+
+
+def _tokens_at(dataset: ConversationSet, labels: torch.Tensor, position: int, count: int) -> str:
+    """Text of the `count` labelled tokens before a position."""
+    return dataset.tokenizer.decode(labels[position - count : position].tolist())
+
+
+def _retold(dataset: ConversationSet, index: int) -> list[int]:
+    """Ids of a conversation's own text, put together without `pack`."""
+    tokenizer = dataset.tokenizer
+    ids = [tokenizer.bos_id]
+    for turn in dataset[index].turns:
+        if turn.speaker == "user":
+            ids += [tokenizer.user_id, -200]
+        else:
+            ids += [tokenizer.assistant_id, *tokenizer.encode(turn.text), tokenizer.eos_id]
+    return ids
+
+
+@pytest.mark.parametrize("mini_batch_size", [1, 4, 16])
+def test_a_packed_conversation_is_whole_turns_in_order_then_padding(
+    dataset: ConversationSet, mini_batch_size: int
+) -> None:
+    for index in range(len(dataset)):
+        packed = pack(dataset[index], dataset, mini_batch_size=mini_batch_size)
+        ids = packed.input_ids.tolist()
+        expected = _retold(dataset, index)
+        assert ids == expected[: len(ids) - packed.pad_count] + [dataset.tokenizer.pad_id] * packed.pad_count
+        assert packed.length % mini_batch_size == 0 and packed.length <= SPEC.positions
+        assert packed.pad_count < mini_batch_size
+        if SPEC.positions % mini_batch_size == 0:
+            assert packed.exchanges_left_out == 0 and packed.length - packed.pad_count >= 0.95 * SPEC.positions
+
+
+def test_spliced_positions_count_speech_by_the_sound_that_is_there(dataset: ConversationSet) -> None:
+    packed = pack(dataset[0], dataset, mini_batch_size=4)
+    position, segments = 0, iter(packed.speech_segments)
+    starts = []
+    for number, token in enumerate(packed.input_ids.tolist()):
+        assert packed.spliced_positions[number] == position
+        if token == dataset.tokenizer.user_id:
+            starts.append(position)
+        if token == -200:
+            frames = soundfile.info(dataset.pool.samples_path(next(segments))).frames // 160
+            position += ((frames + 1) // 2) // 5
+        else:
+            position += 1
+    assert position == packed.length and next(segments, None) is None
+    assert tuple(starts) == packed.turn_starts
+    assert sum(packed.speech_lengths) + len(packed.input_ids) - len(packed.speech_lengths) == packed.length
+
+
+def test_only_the_assistants_words_are_labelled_and_each_spoken_turn_covers_its_own(dataset: ConversationSet) -> None:
+    conversation = dataset[2]
+    packed = pack(conversation, dataset, mini_batch_size=4)
+    labels = packed.spliced_labels()
+    answers = [t for t in conversation.turns if t.speaker == "assistant"]
+    covered = torch.zeros(packed.length, dtype=torch.bool)
+    for turn, spoken in zip(answers, packed.spoken_turns, strict=True):
+        ids = labels[spoken.start : spoken.end].tolist()
+        assert ids[-1] == dataset.tokenizer.eos_id and dataset.tokenizer.decode(ids) == turn.text
+        utterance = dataset.utterance(turn.utterance_id)
+        assert torch.equal(spoken.units, utterance.units) and torch.equal(spoken.durations, utterance.durations)
+        assert len(spoken.units) <= 25 * len(ids), "more units than the speech generator has frames"
+        covered[spoken.start : spoken.end] = True
+    assert bool((labels[covered] >= 0).all()) and bool((labels[~covered] == -100).all())
+
+
+def test_every_recall_points_at_the_stated_value_and_measures_back_to_it(dataset: ConversationSet) -> None:
+    recalled = 0
+    for conversation in dataset:
+        packed = pack(conversation, dataset, mini_batch_size=4)
+        labels = packed.spliced_labels()
+        for recall in packed.recalls:
+            here = recall.value_positions[0]
+            value = labels[list(recall.value_positions)].tolist()
+            assert dataset.tokenizer.decode(value).strip() == recall.value
+            words = f"the word for the {recall.subject} is"
+            count = len(dataset.tokenizer.encode(" " + words))
+            assert _tokens_at(dataset, labels, here, count).strip().lower() == words
+            told = [
+                p
+                for p in torch.nonzero(labels == value[0]).flatten().tolist()
+                if p < here and _tokens_at(dataset, labels, p, count).strip().lower() == words
+            ]
+            assert recall.distance_to_last_mention == here - told[-1]
+            assert here - recall.distance_to_echo in told
+            if recall.stated_by == "assistant":
+                assert recall.distance_to_statement == recall.distance_to_echo
+            else:
+                assert recall.distance_to_echo < recall.distance_to_statement < recall.distance_to_echo + 15
+                assert labels[here - recall.distance_to_statement] == -100
+            assert 0 < recall.seconds_since_last_mention <= recall.seconds_since_statement
+            recalled += 1
+        asked = sum(t.fact_asked is not None and t.speaker == "assistant" for t in conversation.turns)
+        assert len(packed.recalls) == asked
+    assert recalled > 15
+
+
+def test_a_greedier_speech_rule_leaves_whole_exchanges_out_and_says_how_many(dataset: ConversationSet) -> None:
+    packed = pack(dataset[0], dataset, speech_positions=lambda frames: frames // 4, mini_batch_size=4)
+    usual = pack(dataset[0], dataset, mini_batch_size=4)
+    assert packed.length <= SPEC.positions and packed.exchanges_left_out > 0
+    assert len(packed.turn_starts) + packed.exchanges_left_out == len(usual.turn_starts)
+    assert (
+        packed.input_ids.tolist()[: -packed.pad_count or None]
+        == usual.input_ids.tolist()[: len(packed.input_ids) - packed.pad_count]
+    )
+    assert len(packed.recalls) < len(usual.recalls)
+
+
+def test_the_default_rule_counts_each_window_of_thirty_seconds_on_its_own() -> None:
+    assert [default_speech_positions(f) for f in (9, 10, 299, 3000, 3009, 6001, 7500)] == [1, 1, 30, 300, 301, 600, 750]
+
+
+def test_a_packing_that_makes_no_sense_is_refused(dataset: ConversationSet) -> None:
+    with pytest.raises(ValueError, match="mini_batch_size is 0"):
+        pack(dataset[0], dataset, mini_batch_size=0)
+    with pytest.raises(ValueError, match="no exchange that fits"):
+        pack(dataset[0], dataset, mini_batch_size=512)
+    with pytest.raises(ValueError, match="at least 1"):
+        pack(dataset[0], dataset, speech_positions=lambda frames: 0)
+
+
+def test_an_unknown_utterance_or_conversation_is_an_error(dataset: ConversationSet) -> None:
+    with pytest.raises(ValueError, match="no utterance 'nothing'"):
+        dataset.pool.mel("nothing")
+    with pytest.raises(IndexError, match="conversation 7 of 7"):
+        dataset[7]
+
+
+def test_the_spec_is_written_beside_the_data(dataset: ConversationSet) -> None:
+    written = json.loads((dataset.folder / "spec.json").read_text())
+    assert written["spec"] == json.loads(json.dumps(SPEC.as_dict())) and written["pool"] == SPEC.pool_digest()
+    assert json.loads((dataset.pool.folder / "spec.json").read_text())["engine"].startswith("espeak-ng ")
