@@ -9,7 +9,7 @@ Only the last hidden state is kept.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache
 
 from backbones.llama_omni.ctc import collapse_frames
 from backbones.llama_omni.speech_encoder import SpeechInput
+from backbones.llama_omni.token_choice import TokenChoice, padding_token_id, random_source
 
 if TYPE_CHECKING:
     from backbones.llama_omni.generator import GeneratorState
@@ -98,38 +99,6 @@ class SpokenReply:
         return self.units_per_sample[0]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenChoice:
-    """How the next text token is chosen: greedily at temperature 0, else sampled from the top_p nucleus."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    min_new_tokens: int = 0
-    end_token_ids: tuple[int, ...] = ()
-    random: torch.Generator | None = field(default=None, compare=False)
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
-
-    def choose(self, logits: Tensor, step: int) -> Tensor:
-        """(B, V) logits -> (B,) token ids."""
-        logits = logits.float()
-        if step < self.min_new_tokens and self.end_token_ids:
-            logits = logits.index_fill(1, torch.tensor(self.end_token_ids, device=logits.device), -torch.inf)
-        if self.temperature == 0:
-            return logits.argmax(dim=-1)
-        probabilities = torch.softmax(logits / self.temperature, dim=-1)
-        if self.top_p < 1:
-            ordered, order = probabilities.sort(dim=-1, descending=True)
-            # A token stays while the mass before it is below top_p: the most likely one always does.
-            outside = ordered.cumsum(dim=-1) - ordered >= self.top_p
-            probabilities = torch.zeros_like(probabilities).scatter(1, order, ordered.masked_fill(outside, 0.0))
-        return torch.multinomial(probabilities, 1, generator=self.random).flatten()
-
-
 class _SpeechStream:
     """Turns one state a step into frames and units, remembering what spans the chunk's border."""
 
@@ -192,9 +161,9 @@ def stream_reply(
         top_p=top_p,
         min_new_tokens=min_new_tokens,
         end_token_ids=ends,
-        random=_random_source(seed, random, model.device),
+        random=random_source(seed, random, model.device),
     )
-    padding_id = _padding_id(pad_token_id, model.config.pad_token_id, ends)
+    padding_id = padding_token_id(pad_token_id, model.config.pad_token_id, ends)
     reader = _Reader(model, use_cache, prefill_chunk)
     state = reader.start(input_ids, speech, attention_mask, past)
     batch = input_ids.shape[0]
@@ -346,16 +315,3 @@ class _Reader:
             )
         if past.pending_ids.shape[0] != batch:
             raise ValueError(f"past holds {past.pending_ids.shape[0]} samples, input_ids {batch}")
-
-
-def _random_source(seed: int | None, random: torch.Generator | None, device: torch.device) -> torch.Generator | None:
-    if seed is not None and random is not None:
-        raise ValueError("give a seed or a torch.Generator, not both")
-    return random if seed is None else torch.Generator(device).manual_seed(seed)
-
-
-def _padding_id(given: int | None, configured: int | None, ends: tuple[int, ...]) -> int:
-    for candidate in (given, configured, *ends[:1]):
-        if candidate is not None:
-            return candidate
-    return 0

@@ -30,7 +30,13 @@ from backbones.llama_omni.speech_encoder import (
     mel_segments,
     positions_per_window,
 )
-from backbones.llama_omni.splicing import IGNORED_LABEL, PaddingSide, SplicedInputs, splice_speech
+from backbones.llama_omni.splicing import (
+    PaddingSide,
+    SplicedInputs,
+    predicted_positions,
+    splice_speech,
+    whole_attention_mask,
+)
 from backbones.llama_omni.spoken_turns import CTCAlignment, TargetUnits, spoken_states
 
 logger = logging.getLogger(__name__)
@@ -334,24 +340,3 @@ class LlamaOmni(nn.Module):
         for _, parameter in self.trainable_parameters(stage):
             parameter.requires_grad_(True)
         return self
-
-
-def whole_attention_mask(
-    mask: Tensor | None, past_mask: Tensor | None, batch: int, positions: int, seen: int, device: torch.device
-) -> Tensor | None:
-    """(B, seen + T) bool over cache and new positions; None where everything is real (lets sdpa go its fast way)."""
-    mask_is_full = mask is None or bool(mask.all())
-    past_is_full = past_mask is None or bool(past_mask.all())
-    if mask_is_full and past_is_full:
-        return None
-    past = torch.ones(batch, seen, dtype=torch.bool) if past_mask is None else past_mask.bool()
-    new = torch.ones(batch, positions, dtype=torch.bool) if mask is None else mask.bool()
-    return torch.cat([past.to(device), new.to(device)], dim=1)
-
-
-def predicted_positions(labels: Tensor, attention_mask: Tensor) -> Tensor:
-    """(labelled, 2): sample and position of each label that an earlier real position predicts."""
-    wanted = labels != IGNORED_LABEL
-    wanted[:, 1:] &= attention_mask[:, :-1]
-    wanted[:, :1] = False
-    return wanted.nonzero()

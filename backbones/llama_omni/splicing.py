@@ -110,3 +110,24 @@ def _splice_sample(
 
 def _pad(rows: Sequence[Tensor], value: float | int | bool, side: PaddingSide) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
+
+
+def whole_attention_mask(
+    mask: Tensor | None, past_mask: Tensor | None, batch: int, positions: int, seen: int, device: torch.device
+) -> Tensor | None:
+    """(B, seen + T) bool over cache and new positions; None where everything is real (lets sdpa go its fast way)."""
+    mask_is_full = mask is None or bool(mask.all())
+    past_is_full = past_mask is None or bool(past_mask.all())
+    if mask_is_full and past_is_full:
+        return None
+    past = torch.ones(batch, seen, dtype=torch.bool) if past_mask is None else past_mask.bool()
+    new = torch.ones(batch, positions, dtype=torch.bool) if mask is None else mask.bool()
+    return torch.cat([past.to(device), new.to(device)], dim=1)
+
+
+def predicted_positions(labels: Tensor, attention_mask: Tensor) -> Tensor:
+    """(labelled, 2): sample and position of each label that an earlier real position predicts."""
+    wanted = labels != IGNORED_LABEL
+    wanted[:, 1:] &= attention_mask[:, :-1]
+    wanted[:, :1] = False
+    return wanted.nonzero()

@@ -1,0 +1,53 @@
+"""How the next text token is chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenChoice:
+    """How the next text token is chosen: greedily at temperature 0, else sampled from the top_p nucleus."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    min_new_tokens: int = 0
+    end_token_ids: tuple[int, ...] = ()
+    random: torch.Generator | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+
+    def choose(self, logits: Tensor, step: int) -> Tensor:
+        """(B, V) logits -> (B,) token ids."""
+        logits = logits.float()
+        if step < self.min_new_tokens and self.end_token_ids:
+            logits = logits.index_fill(1, torch.tensor(self.end_token_ids, device=logits.device), -torch.inf)
+        if self.temperature == 0:
+            return logits.argmax(dim=-1)
+        probabilities = torch.softmax(logits / self.temperature, dim=-1)
+        if self.top_p < 1:
+            ordered, order = probabilities.sort(dim=-1, descending=True)
+            # A token stays while the mass before it is below top_p: the most likely one always does.
+            outside = ordered.cumsum(dim=-1) - ordered >= self.top_p
+            probabilities = torch.zeros_like(probabilities).scatter(1, order, ordered.masked_fill(outside, 0.0))
+        return torch.multinomial(probabilities, 1, generator=self.random).flatten()
+
+
+def random_source(seed: int | None, random: torch.Generator | None, device: torch.device) -> torch.Generator | None:
+    if seed is not None and random is not None:
+        raise ValueError("give a seed or a torch.Generator, not both")
+    return random if seed is None else torch.Generator(device).manual_seed(seed)
+
+
+def padding_token_id(given: int | None, configured: int | None, ends: tuple[int, ...]) -> int:
+    for candidate in (given, configured, *ends[:1]):
+        if candidate is not None:
+            return candidate
+    return 0
