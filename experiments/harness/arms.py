@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from backbones.llama_omni import LlamaOmni, LlamaOmniConfig
-from backbones.mounting import describe, mount
+from backbones.mounting import MemoryDescription, describe, mount
 from experiments.harness import metric_names as names
 from experiments.harness.configuration import Arm, ExperimentConfig
 
@@ -50,14 +50,25 @@ def windows_of(arm: Arm, layers: int) -> dict[int, int] | None:
     return windows or None
 
 
-def memory_of(model: LlamaOmni, config: ExperimentConfig) -> dict[str, float]:
-    """Bytes that one conversation takes in the language model, as metrics; and the number of trained parameters."""
-    memory = describe(model.llm)
+def memory_of(config: ExperimentConfig, arm: Arm) -> MemoryDescription:
+    """What one conversation takes in the language model, keys and values in the dtype that the training computes in.
+
+    Under mixed precision the parameters are FP32 and the keys BF16, so the trained model itself would tell too much.
+    """
+    with torch.device("meta"):
+        model = LlamaOmni(config.model)
+        if config.training.precision != "32-true":
+            model = model.to(torch.bfloat16)
+        mount_arm(model, arm)
+    return describe(model.llm)
+
+
+def memory_metrics(memory: MemoryDescription, config: ExperimentConfig) -> dict[str, float]:
+    """Bytes of one conversation of the validation's length, as logged."""
     return {
         names.STATE_BYTES: float(memory.bytes_at(config.data.spec.positions)),
         names.STATE_BYTES_FIXED: float(memory.bytes_fixed),
         names.STATE_BYTES_PER_POSITION: float(memory.bytes_per_position),
-        names.PARAMETERS: float(sum(p.numel() for p in model.parameters() if p.requires_grad)),
     }
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from backbones.llama_omni import LlamaOmni
-from backbones.mounting import describe, save_ttt
+from backbones.mounting import save_ttt
 from backbones.speech import SPEECH_SAMPLE_RATE_HZ, write_audio
 from experiments.data.dataset import ConversationSet
+from experiments.harness.arms import memory_of
 from experiments.harness.configuration import Arm, ExperimentConfig
 from experiments.harness.data_module import ConversationLoader
 from experiments.harness.module import SpokenConversationModule
@@ -31,7 +32,7 @@ def save_artifacts(
 ) -> None:
     """Writes the arm's files into `folder` and attaches them to its run."""
     model = module.model.eval()
-    (folder / "memory.txt").write_text(f"{describe(model.llm)}\n")
+    (folder / "memory.txt").write_text(f"{memory_of(config, arm)}\n")
     written = [folder / "memory.txt"]
     if arm.ttt is not None:
         save_ttt(model.llm, folder / "trained_difference.safetensors")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from tqdm import tqdm
 
@@ -43,10 +44,10 @@ class RunKeeper(Callback):
         self.every_steps = every_steps
         self.best_loss = float("inf")
         self.validation_is_due = True
-        self._content: Mapping[str, Any] | None = None
+        self._restored: Mapping[str, Any] | None = None
 
     def restore(self, content: Mapping[str, Any], module: SpokenConversationModule) -> None:
-        """Puts the weights, the counters and the random generators back (the optimiser follows in `on_fit_start`).
+        """Puts the weights and the counters back; the optimiser and the random generators follow when training starts.
 
         Raises:
             ValueError: the weights do not fit the model.
@@ -56,13 +57,13 @@ class RunKeeper(Callback):
         module.seconds_timed, module.positions_timed = content["seconds_timed"], content["positions_timed"]
         self.best_loss = content["best_loss"]
         self.validation_is_due = content["validation_is_due"]
-        self._content = content
+        self._restored = content
 
     def on_fit_start(self, trainer: Trainer, module: SpokenConversationModule) -> None:
-        if self._content is not None:
-            trainer.optimizers[0].load_state_dict(self._content["optimizer"])
-            restore_random_states(self._content["random_states"])
-            self._content = None
+        if self._restored is not None:
+            trainer.optimizers[0].load_state_dict(self._restored["optimizer"])
+            restore_random_states(self._restored["random_states"])
+            self._restored = None
 
     def on_train_batch_end(
         self, trainer: Trainer, module: SpokenConversationModule, outputs: Any, batch: Any, batch_idx: int
@@ -79,8 +80,7 @@ class RunKeeper(Callback):
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         if self.stop.is_asked:
-            if trainer.optimizers:
-                self.save(trainer, module)
+            self.save(trainer, module)
             raise InterruptedRunError(f"stopped while validating after step {module.steps_done}, saved")
 
     def on_validation_end(self, trainer: Trainer, module: SpokenConversationModule) -> None:
@@ -88,14 +88,22 @@ class RunKeeper(Callback):
         loss = module.last_validation[names.VALIDATION_LOSS]
         is_best = loss < self.best_loss
         self.best_loss = min(loss, self.best_loss)
-        if trainer.optimizers and (is_best or module.steps_done == module.total_steps):
+        if is_best or module.steps_done == module.total_steps:
             self.save(trainer, module, is_best=is_best)
 
     def save(self, trainer: Trainer, module: SpokenConversationModule, is_best: bool = False) -> None:
+        """Writes the checkpoint of now. Before the first step there is nothing that a new run would not have."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            optimizer, generators = trainer.optimizers[0].state_dict(), random_states()
+        elif self._restored is not None:
+            optimizer, generators = self._restored["optimizer"], self._restored["random_states"]
+        else:
+            assert module.steps_done == 0
+            return
         content = {
             "weights": module.state_dict(),
-            "optimizer": trainer.optimizers[0].state_dict(),
-            "random_states": random_states(),
+            "optimizer": optimizer,
+            "random_states": generators,
             "seconds_timed": module.seconds_timed,
             "positions_timed": module.positions_timed,
             "best_loss": self.best_loss,

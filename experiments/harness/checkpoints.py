@@ -135,12 +135,15 @@ class _FirstErrorKeeper(io.RawIOBase):
         self._file = file
         self.first_error: OSError | None = None
 
+    def write_through(self, data: Any) -> int:
+        return self._file.write(data)
+
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
         try:
-            return self._file.write(data)
+            return self.write_through(data)
         except OSError as error:
             self.first_error = self.first_error or error
             raise

@@ -13,6 +13,7 @@ from experiments.data.spec import ConversationSpec
 from ttt_core import TTTConfig
 
 Scale = Literal["smoke", "cpu", "gpu", "full"]
+Trained = Literal["everything", "upper_mixers_and_speech"]
 SCALES: tuple[Scale, ...] = ("smoke", "cpu", "gpu", "full")
 
 
@@ -107,9 +108,13 @@ class TrainingPlan:
         generator runs 25 positions for every text token, so all turns together would cost more than the conversation.
     segment_positions: truncated backpropagation: a conversation is read in segments of that many positions, with the
         state carried and the gradient cut between them. None: one graph for the whole conversation.
+    trains: everything but the speech encoder; or, for a pretrained language model too large for an optimiser's state,
+        what mixes positions in the upper layers (TTT, or the attention it is compared with), the speech projector and
+        the speech generator.
     inner_warmup_steps: the inner step size rises from a tenth of itself to itself over these steps (0: constant).
     """
 
+    trains: Trained = "everything"
     learning_rate: float
     ttt_learning_rate: float
     weight_decay: float = 0.1

@@ -101,7 +101,8 @@ class _ByIndex(Dataset):
 class ConversationDataModule(LightningDataModule):
     """Training from any step to the next validation, and the validation conversations.
 
-    An epoch of Lightning is what lies between two validations: `train_dataloader` is asked for anew for each.
+    An epoch of Lightning is what lies between two validations: `train_dataloader` is asked for anew for each. The
+    loaders have generators of their own, or they would draw from the one that is part of a checkpoint.
     """
 
     def __init__(
@@ -117,10 +118,10 @@ class ConversationDataModule(LightningDataModule):
         first = self.next_step()
         every = self.config.evaluation.validate_every_steps
         end = min(first - first % every + every, self.config.data.steps)
-        return DataLoader(_FromStep(self.training_batch, first, end), batch_size=None)
+        return DataLoader(_FromStep(self.training_batch, first, end), batch_size=None, generator=torch.Generator())
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(_ByIndex(self.loader, self.data.validation), batch_size=None)
+        return DataLoader(_ByIndex(self.loader, self.data.validation), batch_size=None, generator=torch.Generator())
 
     def transfer_batch_to_device(
         self, batch: ConversationBatch, device: torch.device, dataloader_idx: int

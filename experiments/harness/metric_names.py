@@ -31,7 +31,7 @@ PEAK_BYTES_ABOVE_START = "memory/peak_bytes_above_start"
 STATE_BYTES = "memory/state_bytes_per_conversation"
 STATE_BYTES_FIXED = "memory/state_bytes_fixed"
 STATE_BYTES_PER_POSITION = "memory/state_bytes_per_position"
-PARAMETERS = "memory/parameters"
+TRAINED_PARAMETERS = "memory/trained_parameters"
 
 
 def buckets(edges: Sequence[int]) -> list[tuple[int, int]]:

@@ -21,10 +21,13 @@ from backbones.llama_omni import IGNORED_LABEL, LlamaOmni, SpokenTurn
 from backbones.mounting import MountedCache
 from experiments.harness import metric_names as names
 from experiments.harness.batches import ConversationBatch
-from experiments.harness.configuration import ExperimentConfig
+from experiments.harness.configuration import ExperimentConfig, Trained
 from experiments.harness.evaluation import ConversationScores
 from experiments.harness.stopping import DivergedRunError
 from ttt_core import TTTLayer
+
+INNER_WARMUP_START = 0.1
+"""Share of the inner step size at the first step of the inner warm-up, as in the published mlp runs (0.01 to 0.1)."""
 
 
 class SpokenConversationModule(LightningModule):
@@ -33,15 +36,16 @@ class SpokenConversationModule(LightningModule):
     Steps are counted here (`steps_done`), not by Lightning: a resumed run is a new Lightning run that goes on counting.
     """
 
-    def __init__(self, model: LlamaOmni, config: ExperimentConfig, chance_recall: float) -> None:
+    def __init__(self, model: LlamaOmni, config: ExperimentConfig, upper_layers: Sequence[int]) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.model = model.train_only("joint")
+        self.model = model
         self.plan = config.training
+        choose_trained(model, self.plan.trains, upper_layers)
         self.evaluation = config.evaluation
         self.seed = config.seed
         self.total_steps = config.data.steps
-        self.chance_recall = chance_recall
+        self.chance_recall = config.data.spec.chance_recall
         self.steps_done = 0
         self.seconds_timed = 0.0
         self.positions_timed = 0
@@ -50,6 +54,8 @@ class SpokenConversationModule(LightningModule):
         self._scores = self._new_scores()
         if config.training.gradient_checkpointing:
             model.llm.gradient_checkpointing_enable()
+        if self.plan.inner_warmup_steps and any(isinstance(part, TTTLayer) for part in model.modules()):
+            model.llm.model.register_forward_pre_hook(self._give_inner_step_size, with_kwargs=True)
 
     # Training
 
@@ -105,7 +111,8 @@ class SpokenConversationModule(LightningModule):
                 loss, ctc_total = loss + self.plan.ctc_weight * ctc, ctc_total + float(ctc.detach())
             self.manual_backward(loss)
             detach_cache(cache)
-        spliced.inputs_embeds.backward(embeddings.grad)
+        if spliced.inputs_embeds.requires_grad:
+            spliced.inputs_embeds.backward(embeddings.grad)
         return text_total, ctc_total
 
     def _segments(self, positions: int) -> Iterator[tuple[int, int]]:
@@ -140,6 +147,16 @@ class SpokenConversationModule(LightningModule):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.steps_done)
         order = torch.randperm(len(eligible), generator=generator).tolist()
         return [eligible[place] for place in order[: self.plan.ctc_turns_per_step]]
+
+    def _give_inner_step_size(
+        self, decoder: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """During the inner warm-up, tells the mounted decoder a smaller inner step size than the layers' own."""
+        if self.steps_done >= self.plan.inner_warmup_steps:
+            return None
+        own = next(part.config.resolved_base_lr for part in self.model.modules() if isinstance(part, TTTLayer))
+        share = self.steps_done / self.plan.inner_warmup_steps
+        return args, kwargs | {"ttt_base_lr": own * (INNER_WARMUP_START + (1 - INNER_WARMUP_START) * share)}
 
     def _count_speed(self, seconds: float, positions: int) -> None:
         """The first step of a process is left out: it also pays for what is set up once."""
@@ -227,6 +244,15 @@ class SpokenConversationModule(LightningModule):
 
     def _trained(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+
+def choose_trained(model: LlamaOmni, trains: Trained, upper_layers: Sequence[int]) -> None:
+    """Lets the parameters that `trains` names require gradients, and no others."""
+    model.train_only("joint")
+    if trains == "upper_mixers_and_speech":
+        model.llm.requires_grad_(False)
+        for layer in upper_layers:
+            model.llm.model.layers[layer].self_attn.requires_grad_(True)
 
 
 def next_labels(labels: Tensor) -> Tensor:

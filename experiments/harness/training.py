@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from backbones.mounting import ttt_layers
-from experiments.harness.arms import build_model, memory_of
+from experiments.harness import metric_names as names
+from experiments.harness.arms import build_model, memory_metrics, memory_of
 from experiments.harness.artifacts import save_artifacts
 from experiments.harness.callbacks import InnerWeightWatch, MetricWriter, ProgressLines, RunKeeper
 from experiments.harness.checkpoints import CheckpointFolder
@@ -46,7 +47,7 @@ def train_arm(
     bytes_at_start = held_bytes()
     forget_peak()
     model = build_model(config, arm, weights)
-    module = SpokenConversationModule(model, config, config.data.spec.chance_recall)
+    module = SpokenConversationModule(model, config, arm.upper_layers)
     own = config.of_arm(arm.name)
     checkpoints = CheckpointFolder(folder / "checkpoints", fingerprint(own), flattened(own))
     loader = ConversationLoader(model, max(row.ttt.mini_batch_size if row.ttt else 1 for row in config.arms))
@@ -67,7 +68,10 @@ def train_arm(
         logger,
         [*watch, MetricWriter(logger, bytes_at_start), ProgressLines(arm.name, module.total_steps), keeper],
     )
-    logger.log_metrics(memory_of(model, config), step=module.steps_done)
+    trained = float(sum(p.numel() for p in module.parameters() if p.requires_grad))
+    logger.log_metrics(
+        memory_metrics(memory_of(config, arm), config) | {names.TRAINED_PARAMETERS: trained}, step=module.steps_done
+    )
     try:
         if keeper.validation_is_due:
             trainer.validate(module, datamodule=data_module, verbose=False)

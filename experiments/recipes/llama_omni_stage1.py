@@ -195,8 +195,8 @@ def _full() -> _Sizes:
             curriculum=(TrainingStage(positions=8192, conversations=4096, conversations_per_step=1, steps=4000),),
         ),
         training=TrainingPlan(
-            learning_rate=1e-5, ttt_learning_rate=1e-4, warmup_steps=200, ctc_turns_per_step=4,
-            inner_warmup_steps=200, precision="bf16-true", gradient_checkpointing=True,
+            trains="upper_mixers_and_speech", learning_rate=5e-5, ttt_learning_rate=2e-4, warmup_steps=200,
+            ctc_turns_per_step=4, inner_warmup_steps=200, precision="bf16-mixed", gradient_checkpointing=True,
         ),
         evaluation=EvaluationPlan(validate_every_steps=250, checkpoint_every_steps=250),
         lower_window=1024,

@@ -1,0 +1,72 @@
+"""What the harness tests share: the smoke configuration, its data (built once), and a store for their runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.harness import tracking
+from experiments.harness.configuration import ExperimentConfig, fingerprint, flattened
+from experiments.harness.module import SpokenConversationModule
+from experiments.harness.prepared_data import ExperimentData, prepare_data
+from experiments.harness.stopping import StopRequest
+from experiments.harness.tracking import RunIdentity, RunLogger
+from experiments.harness.training import train_arm
+from experiments.recipes import RECIPES
+
+
+def smoke_config(**training: object) -> ExperimentConfig:
+    """The smoke scale with fields of its training plan replaced."""
+    config = RECIPES["llama-omni-stage1"](scale="smoke", seed=3)
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, **training))
+
+
+class StopAfter(StopRequest):
+    """Stands in for Ctrl-C: asked for once it was looked at that many times (0: never)."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self.looks_left = looks
+
+    @property
+    def is_asked(self) -> bool:
+        self.looks_left -= 1
+        return self.looks_left == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Workshop:
+    """A store and data in which single arms are run inside the test's own process."""
+
+    uri: str
+    experiment_id: str
+    data: ExperimentData
+
+    def logger(self, config: ExperimentConfig, arm: str) -> RunLogger:
+        own = config.of_arm(arm)
+        identity = RunIdentity(
+            experiment=config.recipe, arm=arm, seed=config.seed, scale=config.scale, is_adhoc=False,
+            config_fingerprint=fingerprint(own),
+        )  # fmt: skip
+        return RunLogger.start(self.uri, self.experiment_id, identity, flattened(own))
+
+    def train(
+        self, config: ExperimentConfig, arm: str, folder: Path, stop_after: int = 0, logger: RunLogger | None = None
+    ) -> SpokenConversationModule:
+        folder.mkdir(parents=True, exist_ok=True)
+        logger = logger or self.logger(config, arm)
+        return train_arm(config, config.arm(arm), self.data, logger, StopAfter(stop_after), folder)
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    torch.set_num_threads(1)
+    home = tmp_path_factory.mktemp("harness")
+    uri = f"sqlite:///{home / 'mlflow.db'}"
+    tracking.prepare_store(uri)
+    experiment = tracking.experiment_id_of(uri, "llama-omni-stage1", home)
+    data = prepare_data(smoke_config(), home / "data", skips_bad_audio=False)
+    return Workshop(uri=uri, experiment_id=experiment, data=data)
