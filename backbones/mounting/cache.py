@@ -137,11 +137,13 @@ class SlidingAttentionCacheLayer(_AttentionKeys, DynamicSlidingWindowLayer):
         self.cumulative_length = 0
 
 
-class _HoldsTTTState:
+class HoldsTTTState:
     """A cache layer that also holds the TTT state of its layer. Mixed in before the attention's part, if any."""
 
     is_croppable = False
     state: TTTState | None = None
+    keys: Tensor | None
+    values: Tensor | None
 
     def crop(self, tokens_to_remove: int) -> None:
         _refuse_to_give_back(tokens_to_remove)
@@ -194,7 +196,7 @@ class _NoAttention(_BoundedLayer):
     def detach(self) -> None: ...
 
 
-class TTTCacheLayer(_HoldsTTTState, _NoAttention):
+class TTTCacheLayer(HoldsTTTState, _NoAttention):
     """The TTT state of a layer whose attention TTT replaced."""
 
     _layer_type = "ttt"
@@ -206,13 +208,13 @@ class TTTCacheLayer(_HoldsTTTState, _NoAttention):
 
 # Beside a gated TTT the attention keeps its own kind of memory. `_layer_type` names what a config may ask
 # transformers to build; these three are only ever built here, from the mounted config.
-class TTTFullAttentionCacheLayer(_HoldsTTTState, FullAttentionCacheLayer): ...
+class TTTFullAttentionCacheLayer(HoldsTTTState, FullAttentionCacheLayer): ...
 
 
-class TTTSlidingAttentionCacheLayer(_HoldsTTTState, SlidingAttentionCacheLayer): ...
+class TTTSlidingAttentionCacheLayer(HoldsTTTState, SlidingAttentionCacheLayer): ...
 
 
-class TTTWindowCacheLayer(_HoldsTTTState, WindowCacheLayer):
+class TTTWindowCacheLayer(HoldsTTTState, WindowCacheLayer):
     _layer_type = None
 
 
@@ -226,11 +228,11 @@ class _RefusedStaticLayer(StaticLayer):
         )
 
 
-class _RefusedStaticTTT(_RefusedStaticLayer):
+class RefusedStaticTTT(_RefusedStaticLayer):
     _layer_type = "ttt"
 
 
-class _RefusedStaticWindow(_RefusedStaticLayer):
+class RefusedStaticWindow(_RefusedStaticLayer):
     _layer_type = "window"
 
 
@@ -240,12 +242,15 @@ class MountedCache(DynamicCache):
     Build one with `model_cache(model)`; generate() and a call without a cache build it themselves.
     """
 
-    def __init__(self, layers: list[CacheLayerMixin]) -> None:
+    # Every layer has nbytes, detach and reset_rows besides transformers' own methods, which its annotation cannot say.
+    layers: list[Any]
+
+    def __init__(self, layers: list[Any]) -> None:
         Cache.__init__(self, layers=layers)
 
     def __getitem__(self, index: int) -> TTTState | tuple[Tensor, Tensor]:
         layer = self.layers[index]
-        if isinstance(layer, _HoldsTTTState):
+        if isinstance(layer, HoldsTTTState):
             if layer.state is None:
                 raise ValueError(f"layer {index} has no state yet: no token has gone through it")
             return layer.state
@@ -258,7 +263,7 @@ class MountedCache(DynamicCache):
     @property
     def states(self) -> dict[int, TTTState]:
         """{layer: its TTT state} of the layers that have one by now."""
-        held = ((index, layer.state) for index, layer in enumerate(self.layers) if isinstance(layer, _HoldsTTTState))
+        held = ((index, layer.state) for index, layer in enumerate(self.layers) if isinstance(layer, HoldsTTTState))
         return {index: state for index, state in held if state is not None}
 
     @property
@@ -300,7 +305,7 @@ class MountedCache(DynamicCache):
 
     def _rows(self) -> int:
         for layer in self.layers:
-            if isinstance(layer, _HoldsTTTState) and layer.state is not None:
+            if isinstance(layer, HoldsTTTState) and layer.state is not None:
                 return layer.state.batch_size
             if isinstance(layer, WindowCacheLayer) and layer.memory is not None:
                 return layer.memory.count.shape[0]

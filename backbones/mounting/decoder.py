@@ -50,9 +50,9 @@ class MountedDecoder(_Decoder):
 
     attention_class: ClassVar[type[MountedAttention]]
     # A loader that takes one dtype for all parameters leaves these alone; `.to()` and `.half()` are TTTLayer's matter.
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["ttt.inner."]
+    _keep_in_fp32_modules_strict: set[str] | list[str] | None = ["ttt.inner."]  # noqa: RUF012 (as declared above it)
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         equip(self)
         self.post_init()
@@ -82,23 +82,21 @@ class MountedDecoder(_Decoder):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
+        hidden_states: Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cache = self._cache_for_call(past_key_values, bool(use_cache))
-        past, tokens = 0 if cache is None else cache.get_seq_length(), inputs_embeds.shape[1]
+        past, tokens = 0 if cache is None else cache.get_seq_length(), hidden_states.shape[1]
         if position_ids is None:
-            position_ids = (torch.arange(tokens, device=inputs_embeds.device) + past).unsqueeze(0)
+            position_ids = (torch.arange(tokens, device=hidden_states.device) + past).unsqueeze(0)
         real_tokens = self._real_tokens(attention_mask, past, tokens)
         layer_types = self.config.layer_types
         masks = {
             layer_type: MASK_OF_LAYER_TYPE[layer_type](
-                config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
+                config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask,
                 past_key_values=cache, position_ids=position_ids,
             )
             for layer_type in sorted(set(layer_types) & set(MASK_OF_LAYER_TYPE))
         }  # fmt: skip
 
-        hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
         call = MountedCall(real_tokens, self.rotary_emb, ttt_base_lr)
         for layer, layer_type in zip(self.layers, layer_types, strict=True):
@@ -126,7 +124,7 @@ class MountedDecoder(_Decoder):
             raise ValueError(f"the cache has {len(given.layers)} layers and the model {len(self.layers)}")
         return given
 
-    def _real_tokens(self, attention_mask: Tensor | None, past: int, tokens: int) -> Tensor | None:
+    def _real_tokens(self, attention_mask: object, past: int, tokens: int) -> Tensor | None:
         """(B, T) bool of this call's tokens, from the 2-D mask over all columns so far."""
         if attention_mask is None:
             return None
@@ -153,7 +151,7 @@ class MountedCausalLM(_CausalLM):
     """Mixed in before a family's language model, so that a saved folder loads with its decoder mounted."""
 
     decoder_class: ClassVar[type[MountedDecoder]]
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["ttt.inner."]
+    _keep_in_fp32_modules_strict: set[str] | list[str] | None = ["ttt.inner."]  # noqa: RUF012 (as declared above it)
 
     def __init__(self, config: PreTrainedConfig) -> None:
         # Not the family's __init__: it would build an unmounted decoder first.
@@ -167,9 +165,10 @@ class MountedCausalLM(_CausalLM):
 def equip(decoder: MountedDecoder) -> None:
     """Put TTT and windows into a decoder whose config says where; nothing is changed if one of them cannot be."""
     config = decoder.config
-    attentions = {index: layer.self_attn for index, layer in enumerate(decoder.layers)}
+    layers: Any = decoder.layers
+    attentions = {index: layer.self_attn for index, layer in enumerate(layers)}
     ttt = {index: ttt_from_attention(attentions[index], read_ttt_config(config)) for index in config.ttt_layers}
-    for index, layer in enumerate(decoder.layers):
+    for index, layer in enumerate(layers):
         if layer_type_is_ttt(config, index):
             layer.self_attn = TTTMixer(ttt[index], index)
         elif index in ttt or window_of(config, index) is not None:
@@ -201,7 +200,7 @@ def _cache_layer(config: PreTrainedConfig, index: int) -> CacheLayerMixin:
     return TTTFullAttentionCacheLayer() if has_ttt else FullAttentionCacheLayer()
 
 
-def _adopt(cache: Cache, config: PreTrainedConfig) -> None:
+def _adopt(cache: Any, config: PreTrainedConfig) -> None:
     """Make the cache object that generate() or a caller built before the first token one of ours, in place.
 
     generate() keeps a reference to the object it built and returns it, so a new object would not do.
@@ -212,7 +211,8 @@ def _adopt(cache: Cache, config: PreTrainedConfig) -> None:
             f"{' that is offloaded' if cache.offloading else ''}: leave cache_implementation unset, or pass "
             "model_cache(model)"
         )
-    if any(layer.get_seq_length() for layer in cache.layers):
+    held: list[Any] = cache.layers
+    if any(layer.get_seq_length() for layer in held):
         raise ValueError("the cache was filled by an unmounted model: start from model_cache(model)")
     cache.layers, cache.layer_class_to_replicate = build_cache(config).layers, None
     cache.__class__ = MountedCache

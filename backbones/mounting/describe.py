@@ -14,6 +14,7 @@ from backbones.mounting.families import FAMILIES
 from backbones.mounting.host import ttt_layers
 
 Kind = Literal["attention", "window", "ttt", "ttt+attention", "ttt+window"]
+BESIDE_TTT: dict[Kind, Kind] = {"ttt": "ttt", "attention": "ttt+attention", "window": "ttt+window"}
 COUNT_BYTES = 8
 
 
@@ -86,7 +87,8 @@ def describe(model: PreTrainedModel) -> MemoryDescription:
     per_position = _attention_bytes_per_position(model)
     layers = []
     for index, layer_type in enumerate(layer_types):
-        growing, fixed, kind, detail = 0, 0, "ttt", ""
+        growing, fixed, detail = 0, 0, ""
+        kind: Kind = "ttt"
         if layer_type == "full_attention":
             growing, kind = per_position, "attention"
         elif layer_type == "sliding_attention":
@@ -103,7 +105,7 @@ def describe(model: PreTrainedModel) -> MemoryDescription:
             fixed += state.nbytes
             inner = f"{state.config.inner_model}, {state.config.num_heads} heads of {state.config.resolved_head_dim}"
             detail = f"{inner}; {detail}" if detail else inner
-            kind = "ttt" if layer_type == "ttt" else f"ttt+{kind}"
+            kind = BESIDE_TTT[kind]
         layers.append(LayerMemory(layer=index, kind=kind, bytes_per_position=growing, bytes_fixed=fixed, detail=detail))
     return MemoryDescription(layers=tuple(layers))
 

@@ -5,6 +5,9 @@ Importing this registers the model types `ttt_llama`, `ttt_qwen2`, `ttt_qwen3` a
 AutoModelForCausalLM loads a saved mounted model.
 """
 
+# A family's classes annotate `config` with its own type; ours are mixed in before four families.
+# pyright: reportIncompatibleVariableOverride=false, reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -70,7 +71,7 @@ def mount(
             f"sinks are re-indexed, and {plain.rope_parameters['rope_type']!r} rotary positions depend on the longest "
             "position of a call: mount with sinks=0"
         )
-    decoder = model.model if isinstance(model, family.plain_causal_lm) else model
+    decoder: Any = model.model if isinstance(model, family.plain_causal_lm) else model
     if config is None and chosen:
         config = _derived_config(decoder.layers[chosen[0]].self_attn)
     if config is not None and config.hidden_size != plain.hidden_size:
@@ -80,9 +81,7 @@ def mount(
     return model
 
 
-def _become_mounted(
-    model: PreTrainedModel, decoder: PreTrainedModel, family: Family, fields: dict[str, object]
-) -> None:
+def _become_mounted(model: PreTrainedModel, decoder: Any, family: Family, fields: dict[str, object]) -> None:
     """Change the classes and the config of a model in place: whoever holds the model holds the mounted one.
 
     Class assignment is what keeps names, hooks, tied weights and `isinstance(model, LlamaForCausalLM)`, and what makes
@@ -92,7 +91,7 @@ def _become_mounted(
     # A new config object: other models may share the plain one. to_dict drops the attention implementation.
     mounted = family.config.from_dict({**plain.to_dict(), **fields})
     mounted._attn_implementation = plain._attn_implementation
-    holders = [module for module in model.modules() if module.__dict__.get("config") is plain]
+    holders: list[Any] = [module for module in model.modules() if module.__dict__.get("config") is plain]
     plain_class = decoder.__class__
     try:
         decoder.__class__, decoder.config = family.decoder, mounted
@@ -159,7 +158,7 @@ def _family_of(model: nn.Module) -> Family | None:
     return None
 
 
-def _derived_config(attention: nn.Module) -> TTTConfig:
+def _derived_config(attention: Any) -> TTTConfig:
     weight = attention.q_proj.weight
     return TTTConfig(
         hidden_size=weight.shape[1],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -58,7 +58,8 @@ def cache_bytes(cache: Cache) -> int:
     """Bytes of the tensors that a mounted or a plain cache holds."""
     if isinstance(cache, MountedCache):
         return cache.nbytes
-    held = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values) if tensor is not None]
+    layers: list[Any] = cache.layers
+    held = [tensor for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None]
     return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import CacheLayerMixin
 
-from backbones.mounting.cache import MountedCache, TTTCacheLayer, WindowCacheLayer, _HoldsTTTState
+from backbones.mounting.cache import HoldsTTTState, MountedCache, TTTCacheLayer, WindowCacheLayer
 from backbones.mounting.window import Rotary, windowed_attention
 from ttt_core import TTTConfig, TTTLayer
 
@@ -73,9 +72,9 @@ class MountedAttention(_Attention):
         weight = self.o_proj.weight
         self.alpha = None if ttt is None else nn.Parameter(weight.new_zeros(weight.shape[0]))
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], attention_mask: Tensor | None,
-        mounted_call: MountedCall, past_key_values: MountedCache | None = None, **attention_options: object,
+        mounted_call: MountedCall, past_key_values: MountedCache | None = None, **attention_options: Any,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         if self.window is None:
             # The family's own code, with what transformers passes to it, so that nothing of it can differ.
@@ -107,7 +106,7 @@ class MountedAttention(_Attention):
         out, memory = windowed_attention(
             *self.project(hidden_states), position_embeddings, call.rotary, None if layer is None else layer.memory,
             self.window, self.sinks, call.real_tokens, self.scaling,
-            self.attention_dropout if self.training else 0.0,
+            (self.attention_dropout or 0.0) if self.training else 0.0,
         )  # fmt: skip
         if layer is not None:
             layer.remember(memory, hidden_states.shape[1])
@@ -117,15 +116,15 @@ class MountedAttention(_Attention):
 def _run_ttt(
     ttt: TTTLayer, hidden_states: Tensor, call: MountedCall, cache: MountedCache | None, layer_index: int
 ) -> Tensor:
-    layer: CacheLayerMixin | None = None if cache is None else cache.layers[layer_index]
-    assert layer is None or isinstance(layer, _HoldsTTTState)
+    layer = None if cache is None else cache.layers[layer_index]
+    assert layer is None or isinstance(layer, HoldsTTTState)
     out, _, state = ttt(hidden_states, None if layer is None else layer.state, call.real_tokens, call.base_lr)
     if layer is not None:
         layer.store(state)
     return out
 
 
-def ttt_from_attention(attention: _Attention, config: TTTConfig) -> TTTLayer:
+def ttt_from_attention(attention: Any, config: TTTConfig) -> TTTLayer:
     """A TTT layer whose projections are the attention's, on its device and in its dtype (inner parameters FP32).
 
     Key and value heads that several query heads share are repeated for each of them. Norms on queries and keys
@@ -146,14 +145,15 @@ def ttt_from_attention(attention: _Attention, config: TTTConfig) -> TTTLayer:
         raise ValueError("the attention's output projection has a bias, and TTT's has none: TTT cannot start from it")
     if attention.q_proj.bias is not None and not config.projection_bias:
         raise ValueError("the attention's projections have biases: set TTTConfig(projection_bias=True)")
-    pairs = [(ttt.wq, attention.q_proj), (ttt.wv, attention.v_proj), (ttt.wo, attention.o_proj)]
+    pairs = [(ttt.wq, attention.q_proj), (ttt.wv, attention.v_proj)]
     if ttt.wk is not None:
         pairs.append((ttt.wk, attention.k_proj))
     with torch.no_grad():
+        ttt.wo.weight.copy_(attention.o_proj.weight)
         for target, source in pairs:
             repeats = target.weight.shape[0] // source.weight.shape[0]
             target.weight.copy_(_repeat_heads(source.weight, attention.head_dim, repeats))
-            if target.bias is not None and source.bias is not None:
+            if source.bias is not None:
                 target.bias.copy_(_repeat_heads(source.bias, attention.head_dim, repeats))
     return ttt
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from backbones.mounting.cache import MountedCache, TTTCacheLayer, WindowCacheLayer, _HoldsTTTState
+from backbones.mounting.cache import (
+    FullAttentionCacheLayer,
+    HoldsTTTState,
+    MountedCache,
+    SlidingAttentionCacheLayer,
+    TTTCacheLayer,
+    WindowCacheLayer,
+)
 from backbones.mounting.config import read_ttt_config
 from backbones.mounting.host import model_cache, mounted_decoder, ttt_layers
 from backbones.mounting.window import WindowMemory
@@ -25,7 +34,7 @@ def save_cache(cache: MountedCache, path: str | Path, model: nn.Module) -> None:
     tensors: dict[str, Tensor] = {}
     for index, layer in enumerate(cache.layers):
         prefix = f"layers.{index}"
-        if isinstance(layer, _HoldsTTTState) and layer.state is not None:
+        if isinstance(layer, HoldsTTTState) and layer.state is not None:
             tensors |= {f"{prefix}.ttt.{name}": tensor for name, tensor in _state_tensors(layer.state).items()}
         if isinstance(layer, WindowCacheLayer) and layer.memory is not None:
             tensors |= {f"{prefix}.window.{name}": tensor for name, tensor in layer.memory.tensors.items()}
@@ -62,27 +71,30 @@ def load_cache(path: str | Path, model: nn.Module) -> MountedCache:
     device = next(model.parameters()).device
     tokens_seen = int(metadata["tokens_seen"])
     cache, ttt = model_cache(model), ttt_layers(model)
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     for index, layer in enumerate(cache.layers):
-
-        def part(kind: str, prefix: str = f"layers.{index}") -> dict[str, Tensor]:
-            start = f"{prefix}.{kind}."
-            found = {name.removeprefix(start): t.to(device) for name, t in tensors.items() if name.startswith(start)}
-            if not found:
-                raise ValueError(f"{path} lacks the tensors {start}*: it was cut short or is of another model")
-            return found
-
-        if isinstance(layer, _HoldsTTTState):
-            layer.store(_state_from(part("ttt"), ttt[index]))
+        prefix = f"layers.{index}"
+        if isinstance(layer, HoldsTTTState):
+            names = _state_tensors(ttt[index].initial_state(1)).keys()
+            layer.store(_state_from(_part(path, tensors, f"{prefix}.ttt", names), ttt[index]))
         if isinstance(layer, WindowCacheLayer):
-            layer.remember(WindowMemory(**part("window")), tokens_seen)
+            names = [field.name for field in fields(WindowMemory)]
+            layer.remember(WindowMemory(**_part(path, tensors, f"{prefix}.window", names)), tokens_seen)
         elif isinstance(layer, TTTCacheLayer):
             layer.advance(tokens_seen)
-        else:
-            kept = part("attention")
+        elif isinstance(layer, (FullAttentionCacheLayer, SlidingAttentionCacheLayer)):
+            kept = _part(path, tensors, f"{prefix}.attention", ("keys", "values"))
             layer.update(kept["keys"], kept["values"])
-            if layer.is_sliding:
+            if isinstance(layer, SlidingAttentionCacheLayer):
                 layer.cumulative_length = tokens_seen
     return cache
+
+
+def _part(path: Path, tensors: dict[str, Tensor], prefix: str, names: Iterable[str]) -> dict[str, Tensor]:
+    missing = [f"{prefix}.{name}" for name in names if f"{prefix}.{name}" not in tensors]
+    if missing:
+        raise ValueError(f"{path} lacks the tensors {', '.join(missing)}: it was cut short or is of another model")
+    return {name: tensors[f"{prefix}.{name}"] for name in names}
 
 
 def _state_tensors(state: TTTState) -> dict[str, Tensor]:
