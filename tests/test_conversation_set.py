@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import pickle
 import shutil
@@ -14,6 +15,7 @@ import soundfile
 import torch
 import whisper.audio
 
+from backbones.speech import UnitCodebook
 from experiments.data import synthetic
 from experiments.data.dataset import ConversationSet
 from experiments.data.espeak import EspeakError, SpeechJob, speak_to_files
@@ -59,9 +61,17 @@ def _no_speech(_jobs: list[SpeechJob], _processes: int) -> Iterator[int]:
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
-    """Bytes of every file but the gzip ones, whose headers hold the time."""
-    names = [p for p in folder.rglob("*") if p.is_file() and p.suffix != ".gz" and p.name != "checksums.json"]
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in names}
+    """Bytes of every file; what they say where headers hold the time (gzip) or come in any order (safetensors)."""
+    contents: dict[str, bytes] = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix == ".gz":
+            contents[name] = gzip.decompress(path.read_bytes())
+        elif path.suffix == ".safetensors":
+            contents[name] = UnitCodebook.load(path).fingerprint.encode()
+        elif path.is_file() and path.name != "checksums.json":
+            contents[name] = path.read_bytes()
+    return contents
 
 
 def test_the_same_spec_gives_the_same_bytes_on_other_processes_and_threads(cache: Path, tmp_path: Path) -> None:

@@ -40,8 +40,7 @@ def test_a_sentence_of_eight_words_is_one_and_a_half_to_four_seconds_of_audible_
         assert 0.02 < samples.std() < 0.5 and np.abs(samples).max() <= 1.0
         loud = np.flatnonzero(np.abs(samples) > 0.01)
 
-
-assert loud[0] <= 800 and len(samples) - loud[-1] <= 1600, "little of the engine's own silence is kept"
+        assert loud[0] <= 800 and len(samples) - loud[-1] <= 1600, "little of the engine's own silence is kept"
 
 
 def test_two_voices_differ_in_pitch(spoken: dict[str, np.ndarray]) -> None:

@@ -144,14 +144,14 @@ class ConversationSet:
         dropped: list[DroppedConversation] = []
         start = 0
         with (folder / CONVERSATIONS_FILE).open("rb") as file:
-            for line in file:
-                row = json.loads(line)
-                bad = next((t["utterance_id"] for t in row["turns"] if t["utterance_id"] in bad_audio), None)
-                if bad is None:
-                    self._split_indices[row["split"]].append(len(self._line_starts))
+            for number, line in enumerate(file):
+                split = "train" if number < spec.conversations else "validation"
+                lost = _uses_bad_audio(line, bad_audio)
+                if lost is None:
+                    self._split_indices[split].append(len(self._line_starts))
                     self._line_starts.append(start)
                 else:
-                    dropped.append(DroppedConversation(name=row["name"], utterance_id=bad, reason=bad_audio[bad]))
+                    dropped.append(lost)
                 start += len(line)
         self.dropped = tuple(dropped)
 
@@ -237,6 +237,15 @@ class ConversationSet:
             )
             for number, turn in enumerate(conversation.turns)
         )
+
+
+def _uses_bad_audio(line: bytes, bad_audio: dict[str, str]) -> DroppedConversation | None:
+    """What the conversation of this line is dropped for, if it is. Without bad sound, lines need not be parsed."""
+    if not bad_audio:
+        return None
+    row = json.loads(line)
+    bad = next((turn["utterance_id"] for turn in row["turns"] if turn["utterance_id"] in bad_audio), None)
+    return None if bad is None else DroppedConversation(name=row["name"], utterance_id=bad, reason=bad_audio[bad])
 
 
 def check_files(folder: Path, skip_bad_audio: bool = False) -> dict[str, str]:
