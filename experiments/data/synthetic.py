@@ -108,8 +108,8 @@ def _build_pool(spec: ConversationSpec, folder: Path, progress: bool, processes:
 
 @contextlib.contextmanager
 def _one_thread() -> Generator[None]:
-    """Many small steps are 60 times slower on two torch threads where the cores are busy (10 s against 0.15 s for 200
-    log-mels), and the codebook's last bits would follow the number of threads.
+    """Many small steps are tens of times slower on two torch threads where the cores are busy (11 s against 0.3 s for
+    200 log-mels), and the codebook's last bits would follow the number of threads.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
