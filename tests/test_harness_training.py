@@ -24,8 +24,8 @@ from experiments.harness.stopping import DivergedRunError, InterruptedRunError
 
 pytest_plugins = ["harness_fixtures"]
 
-# A run looks for a stop once in the validation before its first step, after each of the four steps of the smoke scale, and
-# in the validation behind the last of them.
+# A run looks for a stop once in the validation before its first step, after each of the smoke scale's four steps,
+# and once in the validation behind the last of them.
 AFTER_STEP_3 = 4
 IN_LAST_VALIDATION = 6
 

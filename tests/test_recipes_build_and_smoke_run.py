@@ -1,0 +1,217 @@
+"""Every recipe is built at every scale, and run once at the smallest as a user runs it: as a command."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+from backbones.llama_omni import LlamaOmni
+from backbones.mounting import describe
+from experiments.harness import metric_names as names
+from experiments.harness import tracking
+from experiments.harness.arms import memory_of, mount_arm
+from experiments.harness.checkpoints import read_checkpoint
+from experiments.harness.configuration import SCALES, fingerprint
+from experiments.recipes import RECIPES
+
+ROOT = Path(__file__).resolve().parents[1]
+SMOKE_SECONDS = 280
+ARMS = ("ttt-mlp", "ttt-linear", "sliding-window", "full-attention")
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_committed_configuration_builds_every_arm(recipe: str, scale: str) -> None:
+    config = RECIPES[recipe](scale=scale, seed=1)
+    for arm in config.arms:
+        with torch.device("meta"):
+            model = LlamaOmni(config.model)
+            mount_arm(model, arm)
+        kinds = [layer.kind for layer in describe(model.llm).layers]
+        upper = {"ttt"} if arm.ttt else {"window"} if arm.upper_window else {"attention"}
+        assert {kinds[layer] for layer in arm.upper_layers} == upper
+    assert len({fingerprint(config.of_arm(arm.name)) for arm in config.arms}) == len(config.arms)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_stage1_compares_arms_that_differ_in_the_upper_quarter_alone(scale: str) -> None:
+    config = RECIPES["llama-omni-stage1"](scale=scale, seed=0)
+    assert [arm.name for arm in config.arms] == list(ARMS)
+    layers = config.model.num_hidden_layers
+    assert all(arm.upper_layers == tuple(range(layers * 3 // 4, layers)) for arm in config.arms)
+    ttt, window = memory_of(config, config.arm("ttt-mlp")), memory_of(config, config.arm("sliding-window"))
+    assert ttt.is_bounded and window.is_bounded
+    assert abs(ttt.bytes_fixed / window.bytes_fixed - 1) < 0.01
+    assert config.data.spec.positions == (512 if scale == "smoke" else 8192)
+
+
+def test_full_scale_mounts_on_layers_24_to_31_of_the_published_model() -> None:
+    config = RECIPES["llama-omni-stage1"](scale="full", seed=0)
+    assert config.arm("ttt-mlp").upper_layers == tuple(range(24, 32))
+    assert (config.model.hidden_size, config.model.num_hidden_layers, config.model.vocab_size) == (4096, 32, 128256)
+
+
+@dataclass(frozen=True)
+class FinishedCommand:
+    """A command that ran in a folder of its own, with what it said and the runs it logged."""
+
+    folder: Path
+    output: str
+    errors: str
+    exit_code: int
+
+    @property
+    def run_folder(self) -> Path:
+        [config] = self.folder.glob("runs/*/*/*/config.json")
+        return config.parent
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.folder / 'runs' / 'mlflow.db'}"
+
+    def logged(self, arm: str) -> tracking.LoggedRun:
+        run_id = json.loads((self.run_folder / arm / "run.json").read_text())["run_id"]
+        return tracking.read_run(self.uri, run_id)
+
+
+def environment() -> dict[str, str]:
+    unset = {"MLFLOW_TRACKING_URI", "TTT_DATA_CACHE"}
+    kept = {name: value for name, value in os.environ.items() if name not in unset}
+    return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "experiments", "llama-omni-stage1", "--scale", "smoke", *arguments]
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedCommand]:
+    folder = tmp_path_factory.mktemp("smoke")
+    ran = subprocess.run(
+        command(), cwd=folder, env=environment(), capture_output=True, text=True, timeout=SMOKE_SECONDS, check=False
+    )
+    yield FinishedCommand(folder=folder, output=ran.stdout, errors=ran.stderr, exit_code=ran.returncode)
+
+
+def test_the_smoke_run_ends_well(smoke: FinishedCommand) -> None:
+    assert smoke.exit_code == 0, smoke.errors
+    assert "Traceback" not in smoke.errors
+
+
+def test_the_printed_table_has_a_row_of_logged_numbers_for_every_arm(smoke: FinishedCommand) -> None:
+    table = (smoke.run_folder / "table.txt").read_text()
+    assert table.strip() in smoke.output
+    header, _, *rows = table.splitlines()
+    assert [row.split()[0] for row in rows[:4]] == list(ARMS)
+    columns = re.split(r"\s{2,}", header.strip())
+    for row in rows[:4]:
+        cells = dict(zip(columns, re.split(r"\s{2,}", row.strip()), strict=True))
+        logged = smoke.logged(cells["arm"]).metrics
+        assert cells["loss 256-512"] == f"{logged['loss_by_position/00256_00512']:.3f}"
+        assert cells["recall 256-512"] == f"{logged['recall_by_distance/00256_00512']:.2f}"
+        assert cells["positions/s"] == f"{logged[names.SPEED]:,.0f}"
+        assert cells["status"] == "finished"
+        assert float(cells["loss last"]) < float(cells["loss first"])
+    assert "make mlflow-ui" in smoke.output
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_is_one_run_with_tags_parameters_metrics_and_artifacts(smoke: FinishedCommand, arm: str) -> None:
+    run = smoke.logged(arm)
+    assert run.status == "FINISHED"
+    assert {name: run.tags[name] for name in ("arm", "seed", "scale", "adhoc")} == {
+        "arm": arm, "seed": "0", "scale": "smoke", "adhoc": "false",
+    }  # fmt: skip
+    assert re.fullmatch(r"[0-9a-f]{40}|unknown", run.tags["git_commit"])
+    assert run.tags["git_dirty"] in ("true", "false", "unknown")
+    config = json.loads((smoke.run_folder / arm / "config.json").read_text())
+    assert run.tags["config_fingerprint"] == fingerprint(config)
+    wanted = {
+        names.VALIDATION_TEXT_LOSS, names.VALIDATION_PERPLEXITY, names.VALIDATION_CTC_LOSS, names.RECALL_ALL,
+        names.SPEED, names.PEAK_BYTES, names.STATE_BYTES, names.TRAIN_LOSS, "loss_by_position/00000_00256",
+    }  # fmt: skip
+    assert wanted <= run.metrics.keys()
+    assert any(name.startswith("ttt/layer03/") for name in run.metrics) == arm.startswith("ttt")
+    client = tracking.MlflowClient(smoke.uri)
+    artifacts = {item.path for item in client.list_artifacts(run.run_id)}
+    assert {"config.json", "memory.txt", "sample.txt", "sample_expected.wav", "experiment"} <= artifacts
+    assert ("trained_difference.safetensors" in artifacts) == arm.startswith("ttt")
+    figures = {item.path for item in client.list_artifacts(run.run_id, "experiment")}
+    assert {
+        f"experiment/{name}.png" for name in ("loss_by_position", "recall_by_distance", "learning_curves")
+    } <= figures
+
+
+def test_the_experiment_is_named_like_the_recipe(smoke: FinishedCommand) -> None:
+    client = tracking.MlflowClient(smoke.uri)
+    experiment = client.get_experiment_by_name("llama-omni-stage1")
+    assert experiment is not None
+    assert len(client.search_runs([experiment.experiment_id])) == len(ARMS)
+
+
+def test_figures_and_samples_are_files_that_can_be_opened(smoke: FinishedCommand) -> None:
+    for figure in smoke.run_folder.glob("**/*.png"):
+        assert figure.read_bytes().startswith(b"\x89PNG")
+        assert str(figure) in smoke.output
+    for arm in ARMS:
+        text = (smoke.run_folder / arm / "sample.txt").read_text()
+        assert "generated text:" in text
+        samples, rate = soundfile.read(smoke.run_folder / arm / "sample_expected.wav")
+        assert rate == 16_000 and len(samples) > 1000
+        says_nothing = "sound: NONE" in text
+        assert (smoke.run_folder / arm / "sample.wav").exists() != says_nothing
+
+
+def test_the_trained_difference_is_what_the_last_checkpoint_holds(smoke: FinishedCommand) -> None:
+    saved = load_file(smoke.run_folder / "ttt-mlp" / "trained_difference.safetensors")
+    weights = read_checkpoint(smoke.run_folder / "ttt-mlp" / "checkpoints" / "last.ckpt")["weights"]
+    assert saved
+    for name, tensor in saved.items():
+        assert torch.equal(tensor, weights[f"model.llm.model.{name}"])
+
+
+def test_ctrl_c_leaves_a_killed_run_that_goes_on_under_its_own_id(smoke: FinishedCommand, tmp_path: Path) -> None:
+    options = ("--arm", "full-attention", "--run-dir", str(tmp_path / "run"), "--set", "data.curriculum.0.steps=60")
+    data = environment() | {"TTT_DATA_CACHE": str(smoke.folder / "data_cache")}
+    with subprocess.Popen(
+        command(*options), cwd=tmp_path, env=data, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        checkpoint = tmp_path / "run" / "full-attention" / "checkpoints" / "last.ckpt"
+        give_up = time.monotonic() + SMOKE_SECONDS
+        while not checkpoint.exists() and running.poll() is None and time.monotonic() < give_up:
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        output, errors = running.communicate(timeout=SMOKE_SECONDS)
+    assert running.returncode == 130, errors
+    resume = [line.strip() for line in output.splitlines() if line.strip().startswith("python -m experiments")]
+    assert len(resume) == 1 and resume[0].endswith("--resume")
+    uri = f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
+    run_id = json.loads((tmp_path / "run" / "full-attention" / "run.json").read_text())["run_id"]
+    killed = tracking.read_run(uri, run_id)
+    assert killed.status == "KILLED"
+    assert killed.tags["adhoc"] == "true"
+    done = read_checkpoint(checkpoint)["step"]
+    assert 0 < done < 62
+
+    again = subprocess.run(
+        [sys.executable, *resume[0].split()[1:]],
+        cwd=tmp_path, env=data, capture_output=True, text=True, timeout=SMOKE_SECONDS, check=False,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert f"going on after step {done} of 62" in again.stdout
+    assert tracking.read_run(uri, run_id).status == "FINISHED"
+    steps = [step for step, _ in tracking.read_history(uri, run_id, names.TRAIN_LOSS)]
+    assert steps == list(range(1, 63))
