@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from transformers import LlamaConfig, MistralConfig, MistralForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from backbones.mounting import model_cache, mount
+from backbones.mounting import window as window_module
 from backbones.mounting.window import WindowMemory, windowed_attention
 
 HEADS, KV_HEADS, DIM = 4, 2, 6
@@ -19,6 +22,13 @@ LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _blocks_smaller_than_the_tests_sequences() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(window_module, "SMALLEST_BLOCK", 2)
+        yield
 
 
 def rotary_embedding(rope: dict | None = None) -> LlamaRotaryEmbedding:
@@ -88,6 +98,16 @@ def test_a_query_sees_its_window_and_the_sinks_right_before_it(
     assert memory.keys.shape == (2, KV_HEADS, window, DIM)
     assert memory.sink_keys.shape == (2, KV_HEADS, sinks, DIM)
     assert memory.count.tolist() == [tokens, tokens]
+
+
+def test_blocks_of_the_size_used_outside_tests_are_right_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(window_module, "SMALLEST_BLOCK", 32)
+    q, k, v = random_qkv(1, 83)
+    rotary = rotary_embedding()
+    for window, sinks in ((5, 2), (70, 3)):
+        out, _ = attend(q, k, v, rotary, window, sinks)
+        expected = defined_attention(q[0], k[0], v[0], window, sinks, rotary.inv_freq)
+        torch.testing.assert_close(out[0], expected, rtol=1e-6, atol=1e-6)
 
 
 @settings(max_examples=40, deadline=None)
