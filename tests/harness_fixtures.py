@@ -1,12 +1,9 @@
-"""What the harness tests share: the smoke configuration, its data (built once), and a store for their runs."""
+"""The smoke configuration, its data, and a store, in which the tests of the harness run single arms."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-
-import pytest
-import torch
 
 from experiments.harness import tracking
 from experiments.harness.configuration import ExperimentConfig, fingerprint, flattened
@@ -61,10 +58,8 @@ class Workshop:
         return train_arm(config, config.arm(arm), self.data, logger, StopAfter(stop_after), folder)
 
 
-@pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    torch.set_num_threads(1)
-    home = tmp_path_factory.mktemp("harness")
+def open_workshop(home: Path) -> Workshop:
+    """A fresh store and the smoke scale's data in `home`."""
     uri = f"sqlite:///{home / 'mlflow.db'}"
     tracking.prepare_store(uri)
     experiment = tracking.experiment_id_of(uri, "llama-omni-stage1", home)

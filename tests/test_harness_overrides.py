@@ -65,6 +65,15 @@ def test_a_wrong_assignment_says_what_there_is(assignment: str, complaint: str) 
         apply_overrides(Tree(), [assignment])
 
 
+def test_fields_that_have_to_agree_are_changed_together() -> None:
+    config = RECIPES["llama-omni-stage1"](scale="smoke", seed=0)
+    widths = ["model.hidden_size=32", "arms.ttt-mlp.ttt.hidden_size=32", "arms.ttt-linear.ttt.hidden_size=32"]
+    changed = apply_overrides(config, widths)
+    assert (changed.model.hidden_size, changed.arm("ttt-mlp").ttt.hidden_size) == (32, 32)
+    with pytest.raises(ValueError, match="hidden_size 64 on a model of hidden_size 32"):
+        apply_overrides(config, widths[:2])
+
+
 def test_a_path_is_converted() -> None:
     assert converted("/a/b", Path, "f") == Path("/a/b")
 

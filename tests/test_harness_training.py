@@ -6,13 +6,15 @@ import dataclasses
 import errno
 import math
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from harness_fixtures import Workshop, smoke_config
+from harness_fixtures import Workshop, open_workshop, smoke_config
 
 from backbones.llama_omni import SpokenTurn
+from backbones.llama_omni.checkpoint import save_llama_omni
 from backbones.mounting import ttt_layers
 from experiments.harness import metric_names as names
 from experiments.harness import tracking
@@ -20,14 +22,19 @@ from experiments.harness.arms import build_model, memory_of
 from experiments.harness.checkpoints import CheckpointWriteError
 from experiments.harness.data_module import ConversationDataModule, ConversationLoader
 from experiments.harness.module import SpokenConversationModule, next_labels
+from experiments.harness.prepared_data import prepare_data
 from experiments.harness.stopping import DivergedRunError, InterruptedRunError
-
-pytest_plugins = ["harness_fixtures"]
+from experiments.harness.weights import weights_digest
 
 # A run looks for a stop once in the validation before its first step, after each of the smoke scale's four steps,
 # and once in the validation behind the last of them.
 AFTER_STEP_3 = 4
 IN_LAST_VALIDATION = 6
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return open_workshop(tmp_path_factory.mktemp("harness"))
 
 
 @pytest.mark.parametrize(
@@ -187,3 +194,40 @@ def test_the_value_of_an_asked_fact_stands_where_the_batch_says(workshop: Worksh
     assert (spliced.labels[0, turn.start : turn.end] >= 0).all()
     assert spliced.labels[0, turn.start - 1] < 0
     assert int(batch.lengths[0]) == int(spliced.attention_mask.sum())
+
+
+def test_an_unreadable_sound_file_is_an_error_or_is_left_out_and_listed(workshop: Workshop, tmp_path: Path) -> None:
+    cache = tmp_path / "data"
+    shutil.copytree(workshop.data.validation.pool.folder.parent, cache)
+    sets = [workshop.data.stages[0], workshop.data.validation]
+    used = [[{turn.utterance_id for turn in conversation.turns} for conversation in one] for one in sets]
+    # Said in a training conversation, in no validation one, and never in all of a set.
+    bad = next(
+        name
+        for name in sorted(set.union(*used[0], *used[1]) - used[1][-1])
+        if not any(all(name in turns for turns in one[:2]) for one in used)
+    )
+    [wav] = cache.glob(f"pool-*/wav/{bad}.wav")
+    wav.write_bytes(wav.read_bytes()[:100])
+    with pytest.raises(ValueError, match=rf"{bad}\.wav"):
+        prepare_data(smoke_config(), cache, skips_bad_audio=False)
+    data = prepare_data(smoke_config(), cache, skips_bad_audio=True)
+    lost = sum(bad in turns for one in used for turns in one)
+    assert len(data.stages[0]) + len(data.validation) == len(sets[0]) + len(sets[1]) - lost
+    assert data.left_out and all(bad in line for line in data.left_out)
+
+
+def test_weights_come_from_a_published_folder_of_the_same_dimensions(tmp_path: Path) -> None:
+    config = smoke_config()
+    plain = config.arm("full-attention")
+    published = build_model(dataclasses.replace(config, seed=9), plain, None)
+    save_llama_omni(published, tmp_path / "checkpoint")
+    loaded = build_model(config, config.arm("ttt-mlp"), tmp_path / "checkpoint").state_dict()
+    own = published.state_dict()
+    shared = own.keys() & loaded.keys()
+    assert "speech_projector.linear1.weight" in shared
+    assert [name for name in shared if not torch.equal(own[name], loaded[name])] == []
+    wider = dataclasses.replace(config, model=dataclasses.replace(config.model, intermediate_size=96))
+    with pytest.raises(ValueError, match="does not fit this scale's model: intermediate_size 160 instead of 96"):
+        build_model(wider, plain, tmp_path / "checkpoint")
+    assert weights_digest(tmp_path / "checkpoint") == weights_digest(tmp_path / "checkpoint")

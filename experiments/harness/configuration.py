@@ -106,6 +106,8 @@ class TrainingPlan:
 
     ctc_turns_per_step: assistant turns whose speech is trained on in one step, drawn by the step's own seed. The
         generator runs 25 positions for every text token, so all turns together would cost more than the conversation.
+    fact_value_weight: weight of an asked value's tokens in the training loss, 1 for all others. They are one token in
+        thirty and the only ones that need a long memory; a short training hears of them through their weight.
     segment_positions: truncated backpropagation: a conversation is read in segments of that many positions, with the
         state carried and the gradient cut between them. None: one graph for the whole conversation.
     trains: everything but the speech encoder; or, for a pretrained language model too large for an optimiser's state,
@@ -123,13 +125,14 @@ class TrainingPlan:
     gradient_clip_norm: float = 1.0
     ctc_weight: float = 1.0
     ctc_turns_per_step: int = 2
+    fact_value_weight: float = 1.0
     segment_positions: int | None = None
     inner_warmup_steps: int = 0
     precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        _require_positive(self, "learning_rate", "ttt_learning_rate", "gradient_clip_norm")
+        _require_positive(self, "learning_rate", "ttt_learning_rate", "gradient_clip_norm", "fact_value_weight")
         if self.gradient_checkpointing and self.segment_positions is not None:
             # transformers drops the cache while it checkpoints, and the carried state with it, without a word.
             raise ValueError("gradient_checkpointing and segment_positions exclude each other; set one of them")

@@ -14,7 +14,7 @@ CLEAR_PEAK = Path("/proc/self/clear_refs")
 
 def peak_bytes() -> int:
     """Most bytes held so far: of the CUDA allocator where a GPU is in use, else of the process's resident memory."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     # Not getrusage: Linux hands a process the peak of the one that started it, which is larger than a small arm's own.
     if PROCESS_STATUS.exists():
@@ -25,14 +25,15 @@ def peak_bytes() -> int:
 
 def held_bytes() -> int:
     """Bytes held now, of the kind that `peak_bytes` counts (the peak so far where the system does not tell)."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         return torch.cuda.memory_allocated()
     return _status_bytes("VmRSS") if PROCESS_STATUS.exists() else peak_bytes()
 
 
 def forget_peak() -> None:
     """Starts the peak anew from what is held now, where the system allows it."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available():
+        torch.cuda.init()  # the allocator has no statistics before
         torch.cuda.reset_peak_memory_stats()
     elif CLEAR_PEAK.exists():
         try:

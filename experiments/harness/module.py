@@ -83,11 +83,11 @@ class SpokenConversationModule(LightningModule):
         return logged
 
     def _backward(self, batch: ConversationBatch) -> tuple[float, float]:
-        """Gradients of the whole batch's loss, segment by segment; gives its text and its CTC loss."""
+        """Gradients of the whole batch's loss, segment by segment; gives its (unweighted) text and its CTC loss."""
         spliced = self.model.splice(batch.input_ids, batch.speech, batch.labels, attention_mask=batch.attention_mask)
         assert spliced.labels is not None
         targets = next_labels(spliced.labels)
-        labelled = int((targets != IGNORED_LABEL).sum())
+        weights = self._token_weights(targets, batch)
         segments = list(self._segments(targets.shape[1]))
         turns = self._drawn_turns(batch.spoken_turns, segments)
         units = sum(turn.units.numel() for _, turn in turns)
@@ -103,29 +103,38 @@ class SpokenConversationModule(LightningModule):
                 past_attention_mask=spliced.attention_mask[:, :start] if cache is not None else None,
                 use_cache=len(segments) > 1,
             )
-            text = self._text_loss_sum(hidden, targets[:, start:end]) / max(1, labelled)
-            loss, text_total = text, text_total + float(text.detach())
+            losses, is_label = self._token_losses(hidden, targets[:, start:end])
+            loss = (losses * weights[:, start:end][is_label]).sum() / weights.sum()
+            text_total += float(losses.detach().sum())
             inside = [(sample, turn) for sample, turn in turns if start < turn.start and turn.end <= end]
             if inside:
                 ctc = self._ctc_loss_sum(hidden, inside, start) / units
-                loss, ctc_total = loss + self.plan.ctc_weight * ctc, ctc_total + float(ctc.detach())
+                loss = loss + self.plan.ctc_weight * ctc
+                ctc_total += float(ctc.detach())
             self.manual_backward(loss)
             detach_cache(cache)
         if spliced.inputs_embeds.requires_grad:
             spliced.inputs_embeds.backward(embeddings.grad)
-        return text_total, ctc_total
+        return text_total / max(1, int((targets != IGNORED_LABEL).sum())), ctc_total
+
+    def _token_weights(self, targets: Tensor, batch: ConversationBatch) -> Tensor:
+        """(B, T) weight of what each position predicts in the training loss: 0 where it predicts nothing."""
+        weights = (targets != IGNORED_LABEL).float()
+        for sample, facts in enumerate(batch.asked_facts):
+            for fact in facts:
+                weights[sample, fact.positions - 1] = self.plan.fact_value_weight
+        return weights
 
     def _segments(self, positions: int) -> Iterator[tuple[int, int]]:
         length = self.plan.segment_positions or positions
         for start in range(0, positions, length):
             yield start, min(start + length, positions)
 
-    def _text_loss_sum(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        rows = targets != IGNORED_LABEL
-        if not bool(rows.any()):
-            return hidden.sum() * 0.0
-        logits = self.model.llm.lm_head(hidden[rows])
-        return functional.cross_entropy(logits.float(), targets[rows], reduction="sum")
+    def _token_losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(labels,) FP32 nats of what is predicted, and (B, T) bool: the positions that predict it."""
+        is_label = targets != IGNORED_LABEL
+        logits = self.model.llm.lm_head(hidden[is_label])
+        return functional.cross_entropy(logits.float(), targets[is_label], reduction="none"), is_label
 
     def _ctc_loss_sum(self, hidden: Tensor, turns: Sequence[tuple[int, SpokenTurn]], start: int) -> Tensor:
         """Summed over units. A token is spoken by the state that predicted it, one position before its own."""

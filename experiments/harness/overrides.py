@@ -11,47 +11,64 @@ from typing import Any
 
 
 def apply_overrides(config: Any, assignments: Sequence[str]) -> Any:
-    """Returns a copy of a dataclass tree with every `dotted.field=value` of `assignments` applied, left to right.
+    """Returns a copy of a dataclass tree with every `dotted.field=value` of `assignments` applied.
 
     Rows of a tuple of dataclasses are addressed by their `name` (`arms.ttt-mlp.ttt.mini_batch_size=16`), or by
-    their place where they have none (`data.curriculum.0.steps=5`).
+    their place where they have none (`data.curriculum.0.steps=5`). Each record is rebuilt once, with all changes, so
+    that fields which have to agree can be changed together. Of two values for a field the later one counts.
 
     Raises:
         ValueError: no such field (the message lists those that exist), a value that does not convert to the field's
             type, or a value that the dataclass itself refuses.
     """
+    tree: dict[str, Any] = {}
     for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        if not equals or not path.strip():
+        path, equals, text = (part.strip() for part in assignment.partition("="))
+        if not equals or not path:
             raise ValueError(
                 f"--set expects dotted.field=value, for example training.steps=10; it was given {assignment!r}"
             )
-        config = _replaced(config, path.strip().split("."), text.strip(), path.strip())
-    return config
+        *above, last = path.split(".")
+        branch = tree
+        for name in above:
+            branch = branch.setdefault(name, {})
+            if not isinstance(branch, dict):
+                raise ValueError(
+                    f"--set {path}: {name} is given a value and so are fields below it; give one or the other"
+                )
+        branch[last] = text
+    return _replaced(config, tree, "") if tree else config
 
 
-def _replaced(owner: Any, names: list[str], text: str, whole_path: str) -> Any:
-    """`owner` with the field that `names` leads to set to the converted `text`."""
-    first, *rest = names
+def _replaced(owner: Any, changes: dict[str, Any], path: str) -> Any:
+    """`owner` with the fields that `changes` names set: to a converted text, or to what is below them, replaced."""
     if isinstance(owner, tuple):
-        index = _row_index(owner, first, whole_path)
-        if not rest:
-            raise ValueError(
-                f"--set {whole_path}: a whole row can't be set; name one of its fields: {_field_list(owner[index])}"
-            )
-        return (*owner[:index], _replaced(owner[index], rest, text, whole_path), *owner[index + 1 :])
+        rows = list(owner)
+        for name, below in changes.items():
+            index = _row_index(owner, name, f"{path}{name}")
+            if not isinstance(below, dict):
+                raise ValueError(
+                    f"--set {path}{name}: a whole row can't be set; name one of its fields: {_field_list(owner[index])}"
+                )
+            rows[index] = _replaced(owner[index], below, f"{path}{name}.")
+        return tuple(rows)
     if not dataclasses.is_dataclass(owner):
-        raise ValueError(f"--set {whole_path}: there is nothing below {type(owner).__name__} {owner!r} to set")
-    _require_field(owner, first)
-    if rest:
-        below = getattr(owner, first)
-        if below is None:
+        raise ValueError(f"--set {path}{next(iter(changes))}: there is nothing below {type(owner).__name__} {owner!r}")
+    types_of = typing.get_type_hints(type(owner))
+    new: dict[str, Any] = {}
+    for name, change in changes.items():
+        _require_field(owner, name)
+        below = getattr(owner, name)
+        if not isinstance(change, dict):
+            new[name] = converted(change, types_of[name], f"{type(owner).__name__}.{name}")
+        elif below is None:
             raise ValueError(
-                f"--set {whole_path}: {type(owner).__name__}.{first} is not set here, so it has no fields to change"
+                f"--set {path}{name}.{next(iter(change))}: {type(owner).__name__}.{name} is not set here, "
+                "so it has no fields to change"
             )
-        return dataclasses.replace(owner, **{first: _replaced(below, rest, text, whole_path)})
-    field_type = typing.get_type_hints(type(owner))[first]
-    return dataclasses.replace(owner, **{first: converted(text, field_type, f"{type(owner).__name__}.{first}")})
+        else:
+            new[name] = _replaced(below, change, f"{path}{name}.")
+    return dataclasses.replace(owner, **new)
 
 
 def _require_field(owner: Any, name: str) -> None:
