@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from ttt_core import TTTConfig, TTTLayer, TTTState
 
@@ -153,6 +155,17 @@ def test_a_state_file_of_another_config_or_no_state_file_is_refused(tmp_path) ->
         TTTState.load(path, replace(layer.config, mini_batch_size=8))
     with pytest.raises(ValueError, match="there is no state file"):
         TTTState.load(tmp_path / "nowhere.safetensors", layer.config)
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file({name: tensor for name, tensor in tensors.items() if name != "count"}, path, metadata)
+    with pytest.raises(ValueError, match="count is missing"):
+        TTTState.load(path, layer.config)
+    save_file(tensors | {"weights.W1": tensors["weights.W1"][..., :3].contiguous()}, path, metadata)
+    with pytest.raises(ValueError, match=r"weights\.W1 is \(1, 2, 8, 3\), expected \(1, 2, 8, 32\)"):
+        TTTState.load(path, layer.config)
+    with pytest.raises(ValueError, match="its folder does not exist"):
+        state.save(tmp_path / "nowhere" / "state.safetensors")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="no readable safetensors file"):
         TTTState.load(path, layer.config)
@@ -168,6 +181,9 @@ def test_a_state_file_of_another_config_or_no_state_file_is_refused(tmp_path) ->
         ({"base_lr": -0.1}, "base_lr must be 0 or more"),
         ({"backend": "magic"}, "backend must be one of"),
         ({"rope_theta": 0.0}, "rope_theta must be positive"),
+        ({"rope_theta": float("inf")}, "rope_theta must be a finite number"),
+        ({"base_lr": "1"}, "base_lr must be a finite number"),
+        ({"share_qk": "no"}, "share_qk must be True or False"),
     ],
 )
 def test_a_config_no_layer_can_be_built_from_is_refused(fields, message) -> None:
@@ -184,8 +200,13 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         layer(x, mask=torch.ones(2, 5))
     with pytest.raises(ValueError, match="the state holds 3 rows and x has 2"):
         layer(x, layer.initial_state(3))
-    with pytest.raises(ValueError, match="the state belongs to another layer"):
+    with pytest.raises(ValueError, match="inner_model is 'linear' there and 'mlp' here"):
         layer(x, make_layer("linear").initial_state(2))
+    other_size = TTTLayer(replace(layer.config, mini_batch_size=8)).initial_state(2)
+    with pytest.raises(ValueError, match="mini_batch_size is 8 there and 4 here"):
+        layer(x, other_size)
+    with pytest.raises(ValueError, match="cast the layer"):
+        make_layer().double()(x.double(), layer.initial_state(2))
 
 
 def test_an_empty_call_changes_nothing() -> None:

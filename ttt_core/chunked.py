@@ -5,7 +5,8 @@ Legend: B batch, H heads, T tokens of the call, b mini-batch size, M mini-batche
 With theta_i = theta - c_i (G + sum_{j<=i} eta_j g_j), and g_j of map l the outer product of its input x_j and
 output gradient e_j, the map applied to a query's activation u_i is
 ``u_i W + b - c_i (u_i G_W + G_b + sum_{j<=i} (u_i . x_j + 1) eta_j e_j)``: an attention-like product inside the
-mini-batch (the 1 is the bias, a key dimension fixed at 1). The strict order j <= i keeps it causal.
+mini-batch (the 1 is the bias, a key dimension fixed at 1). The limit j <= i, a lower triangle with
+its diagonal, keeps it causal.
 """
 
 from __future__ import annotations

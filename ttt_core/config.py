@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -15,8 +14,6 @@ DEFAULT_BASE_LR = {"linear": 1.0, "mlp": 0.1}
 INNER_WIDTH_FACTOR = 4
 INNER_NORM_EPS = 1e-6
 
-# How a layer is computed, not what it computes: two layers that differ here alone share states and results.
-_RUNTIME_FIELDS = ("backend", "checkpoint_group")
 # What shapes and gives meaning to a state: a state made under other values must not be continued.
 _STATE_FIELDS = (
     "hidden_size", "num_heads", "head_dim", "inner_model", "mini_batch_size", "rope_theta", "rope_positions",
@@ -76,10 +73,16 @@ class TTTConfig:
             _require_whole_number("head_dim", self.head_dim, at_least=2)
         if self.resolved_head_dim % 2:
             raise ValueError(f"head_dim must be even (rotary positions turn pairs), got {self.resolved_head_dim}")
-        if self.base_lr is not None and not self.base_lr >= 0:
-            raise ValueError(f"base_lr must be 0 or more, got {self.base_lr}")
+        if self.base_lr is not None:
+            _require_finite("base_lr", self.base_lr)
+            if self.base_lr < 0:
+                raise ValueError(f"base_lr must be 0 or more, got {self.base_lr}")
+        _require_finite("rope_theta", self.rope_theta)
         if not self.rope_theta > 0:
             raise ValueError(f"rope_theta must be positive, got {self.rope_theta}")
+        for name in ("share_qk", "use_gate", "pre_conv", "projection_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
 
     @property
     def resolved_head_dim(self) -> int:
@@ -99,18 +102,28 @@ class TTTConfig:
         """The fields that a saved state depends on, with derived values filled in."""
         identity = {name: value for name, value in asdict(self).items() if name in _STATE_FIELDS}
         identity["head_dim"] = self.resolved_head_dim
+        if not (self.share_qk or self.pre_conv):
+            identity["conv_kernel"] = None  # there is no convolution
         return identity
 
-    def fingerprint(self) -> str:
-        """Short digest of everything that changes a result (how it is computed left out)."""
-        identity = {name: value for name, value in asdict(self).items() if name not in _RUNTIME_FIELDS}
-        identity |= {"head_dim": self.resolved_head_dim, "base_lr": self.resolved_base_lr}
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    def state_difference(self, other: dict[str, object]) -> list[str]:
+        """What keeps a state of another `state_identity` from being continued here, field by field; empty if nothing."""
+        own = self.state_identity()
+        return [
+            f"{name} is {other.get(name)!r} there and {own[name]!r} here"
+            for name in own
+            if other.get(name) != own[name]
+        ]
 
 
 def _require_whole_number(name: str, value: object, at_least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
         raise ValueError(f"{name} must be a whole number of at least {at_least}, got {value!r}")
+
+
+def _require_finite(name: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
 
 
 def _require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -17,7 +17,7 @@ from ttt_core.config import TTTConfig
 from ttt_core.conv import CausalConv
 from ttt_core.inner_model import InnerNorm, InnerWeights, zeros_like
 from ttt_core.rotary import rotate
-from ttt_core.state import TTTState
+from ttt_core.state import TTTState, conv_channels
 
 NORM_EPS = 1e-6
 INITIAL_STD = 0.02
@@ -154,11 +154,11 @@ class TTTLayer(nn.Module):
         """State of `batch_size` streams before their first token; gradients reach the learned starting weights."""
         initial = self.inner.weights
         weights = InnerWeights.from_tensors([tensor.expand(batch_size, *tensor.shape) for tensor in initial.tensors])
-        before, width = self.config.conv_kernel - 1, self.num_heads * self.head_dim
-        channels = {"conv_q": width, "conv_k": width} if self.config.share_qk else {}
-        if self.config.pre_conv:
-            channels["pre_conv"] = self.config.hidden_size
-        conv = {name: initial.W1.new_zeros(batch_size, size, before) for name, size in channels.items()}
+        before = self.config.conv_kernel - 1
+        conv = {
+            name: initial.W1.new_zeros(batch_size, channels, before)
+            for name, channels in conv_channels(self.config).items()
+        }
         count = torch.zeros(batch_size, dtype=torch.int64, device=initial.W1.device)
         return TTTState(weights, zeros_like(weights), count, conv, initial, self.config)
 
@@ -169,7 +169,11 @@ class TTTLayer(nn.Module):
         return "sequential" if tokens == 1 else "chunked"
 
     def forward(
-        self, x: Tensor, state: TTTState | None = None, mask: Tensor | None = None, base_lr: float | None = None
+        self,
+        x: Tensor,
+        state: TTTState | None = None,
+        mask: Tensor | None = None,
+        base_lr: float | Tensor | None = None,
     ) -> tuple[Tensor, None, TTTState]:
         """Outputs (B, T, C) of x (B, T, C), None (no attention weights), and the state after it.
 
@@ -182,15 +186,21 @@ class TTTLayer(nn.Module):
         return out, None, state
 
     @torch.no_grad()
-    def inner_loss(self, x: Tensor, state: TTTState | None = None, mask: Tensor | None = None) -> Tensor:
+    def inner_loss(
+        self,
+        x: Tensor,
+        state: TTTState | None = None,
+        mask: Tensor | None = None,
+        base_lr: float | Tensor | None = None,
+    ) -> Tensor:
         """(B, H, T) inner losses 1/2 || LN(f(k_t; W)) - (v_t - k_t) ||^2 at the weights W of the open mini-batch.
 
         Zero at padded positions. For watching; the outputs are thrown away.
         """
-        return self._run(x, state, mask, None)[1]
+        return self._run(x, state, mask, base_lr)[1]
 
     def _run(
-        self, x: Tensor, state: TTTState | None, mask: Tensor | None, base_lr: float | None
+        self, x: Tensor, state: TTTState | None, mask: Tensor | None, base_lr: float | Tensor | None
     ) -> tuple[Tensor, Tensor, TTTState]:
         self._check(x, state, mask)
         is_fresh = state is None
@@ -232,7 +242,7 @@ class TTTLayer(nn.Module):
 
     def _inner_loop(
         self, hidden: Tensor, projected: tuple[Tensor, Tensor, Tensor], state: TTTState, lengths: Tensor | None,
-        base_lr: float | None, is_fresh: bool,
+        base_lr: float | Tensor | None, is_fresh: bool,
     ) -> tuple[Tensor, Tensor, InnerWeights, InnerWeights]:  # fmt: skip
         """From projections to z (B, H, T, d), all of it in the inner parameters' dtype."""
         inner, config = self.inner, self.config
@@ -278,10 +288,14 @@ class TTTLayer(nn.Module):
             raise ValueError(
                 f"the state holds {state.batch_size} rows and x has {x.shape[0]}; use state.select or repeat"
             )
-        if state.W1.dtype != self.inner.W1.dtype or state.W1.shape[1:] != self.inner.W1.shape:
+        if state.config is not self.config:
+            difference = self.config.state_difference(state.config.state_identity())
+            if difference:
+                raise ValueError(f"the state comes from a layer of another config: {'; '.join(difference)}")
+        if state.W1.dtype != self.inner.W1.dtype:
             raise ValueError(
-                f"the state's W1 is {state.W1.dtype} {tuple(state.W1.shape[1:])}, this layer's is "
-                f"{self.inner.W1.dtype} {tuple(self.inner.W1.shape)}: the state belongs to another layer"
+                f"the state is {state.W1.dtype} and this layer's inner parameters are {self.inner.W1.dtype}: cast the "
+                "layer with .float() or .double() before its first token, not in mid-stream"
             )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,11 +93,23 @@ class TTTMonitor:
         self.alarms += self._raise_alarms(name, row, history)
         return row
 
-    def rewind(self, step: int) -> None:
-        """Forget rows behind `step`, so that a run resumed there writes what an uninterrupted one would have."""
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold beside the CSV for `rewind`: the last weights of every layer, and the alarms."""
+        return {
+            "previous": {name: weights.tensors for name, weights in self._previous.items()},
+            "alarms": [asdict(alarm) for alarm in self.alarms],
+        }
+
+    def rewind(self, step: int, state: Mapping[str, Any] | None = None) -> None:
+        """Forget rows behind `step`, so that a run resumed there writes what an uninterrupted one would have.
+
+        state: the `state_dict` of that step. Without it the next row has no `update_size`, and alarms may be repeated.
+        """
         for name, rows in self._rows.items():
             self._rows[name] = [row for row in rows if int(row["step"] or 0) <= step]
-        self._previous.clear()
+        previous, alarms = ({}, []) if state is None else (state["previous"], state["alarms"])
+        self._previous = {name: InnerWeights.from_tensors(tensors) for name, tensors in previous.items()}
+        self.alarms = [Alarm(**alarm) for alarm in alarms]
         self._write_all()
 
     def plot_evolution(self, path: str | Path | None = None) -> Path:
@@ -143,8 +157,7 @@ class TTTMonitor:
             return found
         largest = row["W1_max"]
         if isinstance(largest, float) and largest > MAX_HEALTHY_W1:
-            alarm("large_weights", f"largest |W1| is {largest:.3g}, above {MAX_HEALTHY_W1:g}; lower base_lr (0.1), "
-                  "or use inner decay")  # fmt: skip
+            alarm("large_weights", f"largest |W1| is {largest:.3g}, above {MAX_HEALTHY_W1:g}; lower base_lr (0.1)")
         if len(history) >= ROWS_BEFORE_TRENDS:
             losses = [float(old["inner_loss"]) for old in history if old["inner_loss"] is not None]
             half = len(losses) // 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -128,6 +129,8 @@ class TTTState:
         tensors |= {f"initial.{name}": tensor for name, tensor in _named(self.initial)}
         tensors |= {f"conv.{name}": tensor for name, tensor in self.conv.items()}
         tensors["count"] = self.count
+        if not Path(path).parent.is_dir():
+            raise ValueError(f"cannot save a state to {path}: its folder does not exist; make it first")
         metadata = {"format": FORMAT, "version": str(VERSION), "config": json.dumps(self.config.state_identity())}
         save_file(
             {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path, metadata
@@ -140,15 +143,10 @@ class TTTState:
         Raises ValueError when the file is missing, no TTT state, of another version, or made under another config.
         """
         tensors = _read_checked(Path(path), config)
+        size = 2 * (len(config.inner_widths) - 1)
 
         def weights(prefix: str) -> InnerWeights:
-            names = InnerWeights._fields if config.inner_model == "mlp" else InnerWeights._fields[:2]
-            missing = [f"{prefix}.{name}" for name in names if f"{prefix}.{name}" not in tensors]
-            if missing:
-                raise ValueError(
-                    f"{path} lacks the tensors {', '.join(missing)}; it was cut short or is of another layer"
-                )
-            return InnerWeights.from_tensors([tensors[f"{prefix}.{name}"] for name in names])
+            return InnerWeights.from_tensors([tensors[f"{prefix}.{name}"] for name in InnerWeights._fields[:size]])
 
         conv = {name.removeprefix("conv."): tensor for name, tensor in tensors.items() if name.startswith("conv.")}
         return TTTState(weights("weights"), weights("sums"), tensors["count"], conv, weights("initial"), config)
@@ -191,6 +189,25 @@ def _named(weights: InnerWeights) -> list[tuple[str, Tensor]]:
     return list(zip(InnerWeights._fields, weights.tensors, strict=False))
 
 
+def conv_channels(config: TTTConfig) -> dict[str, int]:
+    """Channels of every causal convolution of a layer, by the name its history has in the state."""
+    width = config.num_heads * config.resolved_head_dim
+    channels = {"conv_q": width, "conv_k": width} if config.share_qk else {}
+    return channels | ({"pre_conv": config.hidden_size} if config.pre_conv else {})
+
+
+def _expected_shapes(config: TTTConfig, rows: int) -> dict[str, tuple[int, ...]]:
+    widths, heads = config.inner_widths, config.num_heads
+    inner: dict[str, tuple[int, ...]] = {}
+    for index, (wide, narrow) in enumerate(pairwise(widths), start=1):
+        inner |= {f"W{index}": (heads, wide, narrow), f"b{index}": (heads, 1, narrow)}
+    shapes: dict[str, tuple[int, ...]] = {"count": (rows,)}
+    for name, shape in inner.items():
+        shapes |= {f"weights.{name}": (rows, *shape), f"sums.{name}": (rows, *shape), f"initial.{name}": shape}
+    before = config.conv_kernel - 1
+    return shapes | {f"conv.{name}": (rows, size, before) for name, size in conv_channels(config).items()}
+
+
 def _read_checked(path: Path, config: TTTConfig) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
@@ -208,12 +225,16 @@ def _read_checked(path: Path, config: TTTConfig) -> dict[str, Tensor]:
         raise ValueError(f"{path} holds no TTT state (its format is {metadata.get('format')!r}, expected {FORMAT!r})")
     if metadata.get("version") != str(VERSION):
         raise ValueError(f"{path} has state version {metadata.get('version')}; this code reads version {VERSION}")
-    saved, wanted = json.loads(metadata["config"]), config.state_identity()
-    differing = [
-        f"{name} is {saved.get(name)!r} there and {wanted[name]!r} here"
-        for name in wanted
-        if saved.get(name) != wanted[name]
-    ]
-    if differing:
-        raise ValueError(f"{path} was saved by a layer of another config: {'; '.join(differing)}")
+    difference = config.state_difference(json.loads(metadata.get("config", "{}")))
+    if difference:
+        raise ValueError(f"{path} was saved by a layer of another config: {'; '.join(difference)}")
+    rows = tensors["count"].numel() if "count" in tensors else 0
+    expected = _expected_shapes(config, rows)
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != expected:
+        wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        told = "; ".join(
+            f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'none')}" for name in wrong
+        )
+        raise ValueError(f"{path} is damaged: {told}. Save it again")
     return tensors
