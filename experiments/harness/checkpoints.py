@@ -108,7 +108,7 @@ def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
     temporary = path.with_suffix(".partial")
     try:
         with open(temporary, "wb") as file:
-            recorder = _FirstErrorKeeper(file)
+            recorder: Any = _FirstErrorKeeper(file)
             try:
                 torch.save(dict(content), recorder)
             except RuntimeError:
@@ -128,7 +128,7 @@ def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-class _FirstErrorKeeper(io.RawIOBase):
+class _FirstErrorKeeper(io.BufferedIOBase):
     """Passes writes on to a file and remembers the first OSError, which torch would otherwise hide."""
 
     def __init__(self, file: io.BufferedWriter) -> None:
@@ -205,7 +205,9 @@ def load_weights_strictly(module: torch.nn.Module, weights: Mapping[str, torch.T
 
 def random_states() -> dict[str, Any]:
     """State of every random generator a training step may draw from."""
-    name, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
+    state = numpy.random.get_state(legacy=True)
+    assert isinstance(state, tuple)
+    name, keys, position, has_gauss, cached = state
     version, words, gauss = random.getstate()
     states: dict[str, Any] = {
         "torch": torch.get_rng_state(),

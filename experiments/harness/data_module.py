@@ -69,7 +69,7 @@ class ConversationLoader:
         return pack(dataset[index], dataset, self._model.speech_positions, self._mini_batch_size)
 
 
-class _FromStep(IterableDataset):
+class _FromStep(IterableDataset[ConversationBatch]):
     """One batch for every step from `first` to `end`."""
 
     def __init__(self, make: Callable[[int], ConversationBatch], first: int, end: int) -> None:
@@ -83,7 +83,7 @@ class _FromStep(IterableDataset):
         return (self.make(step) for step in range(self.first, self.end))
 
 
-class _ByIndex(Dataset):
+class _ByIndex(Dataset[ConversationBatch]):
     """One validation conversation a batch: no padding, whatever its length."""
 
     def __init__(self, loader: ConversationLoader, dataset: ConversationSet) -> None:
@@ -114,13 +114,13 @@ class ConversationDataModule(LightningDataModule):
         self.loader = loader
         self.next_step = next_step
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[ConversationBatch]:
         first = self.next_step()
         every = self.config.evaluation.validate_every_steps
         end = min(first - first % every + every, self.config.data.steps)
         return DataLoader(_FromStep(self.training_batch, first, end), batch_size=None, generator=torch.Generator())
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[ConversationBatch]:
         return DataLoader(_ByIndex(self.loader, self.data.validation), batch_size=None, generator=torch.Generator())
 
     def transfer_batch_to_device(

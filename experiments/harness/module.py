@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicLayer
 
 from backbones.llama_omni import IGNORED_LABEL, LlamaOmni, SpokenTurn
 from backbones.mounting import MountedCache
@@ -63,6 +63,7 @@ class SpokenConversationModule(LightningModule):
         """One optimiser step. Gives what there is to log."""
         started = time.perf_counter()
         optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
         self._set_learning_rates(optimizer.param_groups)
         optimizer.zero_grad()
         text_loss, ctc_loss = self._backward(batch)
@@ -275,4 +276,5 @@ def detach_cache(cache: Cache | None) -> None:
         cache.detach()
     elif isinstance(cache, DynamicCache):
         for layer in cache.layers:
+            assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
             layer.keys, layer.values = layer.keys.detach(), layer.values.detach()

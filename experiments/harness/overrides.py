@@ -52,7 +52,7 @@ def _replaced(owner: Any, changes: dict[str, Any], path: str) -> Any:
                 )
             rows[index] = _replaced(owner[index], below, f"{path}{name}.")
         return tuple(rows)
-    if not dataclasses.is_dataclass(owner):
+    if not dataclasses.is_dataclass(owner) or isinstance(owner, type):
         raise ValueError(f"--set {path}{next(iter(changes))}: there is nothing below {type(owner).__name__} {owner!r}")
     types_of = typing.get_type_hints(type(owner))
     new: dict[str, Any] = {}
@@ -101,12 +101,13 @@ def converted(text: str, wanted: Any, field_name: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if text.lower() in ("none", "null") and type(None) in choices:
             return None
-        for choice in (choice for choice in choices if choice is not type(None)):
+        *earlier, last = [choice for choice in choices if choice is not type(None)]
+        for choice in earlier:
             try:
                 return converted(text, choice, field_name)
-            except ValueError as error:
-                refusal = error
-        raise refusal
+            except ValueError:
+                continue  # the text may fit one of the others; the last one complains
+        return converted(text, last, field_name)
     if origin is typing.Literal:
         if text not in choices:
             raise ValueError(f"{field_name} is one of {', '.join(map(str, choices))}; it was given {text!r}")

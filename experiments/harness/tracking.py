@@ -46,6 +46,7 @@ def prepare_store(uri: str) -> None:
     from mlflow.db import upgrade
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    assert upgrade.callback is not None
     upgrade.callback(uri)
 
 
