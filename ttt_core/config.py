@@ -107,7 +107,7 @@ class TTTConfig:
         return identity
 
     def state_difference(self, other: dict[str, object]) -> list[str]:
-        """What keeps a state of another `state_identity` from being continued here, field by field; empty if nothing."""
+        """What keeps a state of another `state_identity` from being continued here, field by field."""
         own = self.state_identity()
         return [
             f"{name} is {other.get(name)!r} there and {own[name]!r} here"

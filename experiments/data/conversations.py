@@ -118,9 +118,11 @@ def draw_conversation(
     draft = _Draft()
     subjects = _subjects_with_first_dues(spec, pool, rng)
     while True:
-        due = min((s for s in subjects if s.due <= draft.position), key=lambda s: s.due, default=None)
-        if due is not None and rng.random() < spec.event_share:
-            if not _add_event(spec, pool, measure, draft, due, rng):
+        first = min(subjects, key=lambda s: s.due)
+        is_due = first.due <= draft.position
+        share = spec.event_share if is_due else spec.early_share
+        if math.isfinite(first.due) and share and rng.random() < share:
+            if not _add_event(spec, pool, measure, draft, first, rng):
                 break
         elif not _add_small_talk(spec, pool, measure, draft, rng):
             break
@@ -130,9 +132,12 @@ def draw_conversation(
 
 
 def _subjects_with_first_dues(spec: ConversationSpec, pool: SentencePool, rng: np.random.Generator) -> list[_Subject]:
-    dues = rng.random(len(pool.subjects)) * _FACTS_BEGIN_WITHIN * spec.positions
+    names = list(pool.subjects)
+    if spec.subjects_per_conversation is not None:
+        names = [str(name) for name in rng.choice(names, spec.subjects_per_conversation, replace=False)]
+    dues = rng.random(len(names)) * _FACTS_BEGIN_WITHIN * spec.positions
     dues[rng.integers(len(dues))] = 0.0
-    return [_Subject(name=name, due=float(due)) for name, due in zip(pool.subjects, dues, strict=True)]
+    return [_Subject(name=name, due=float(due)) for name, due in zip(names, dues, strict=True)]
 
 
 def _add_event(

@@ -16,12 +16,14 @@ MAX_SUBJECTS = 96
 MAX_VALUES = 64
 MIN_POSITIONS = 128
 
+FactPhrasing = Literal["sentence", "brief"]
 FactSource = Literal["user", "assistant", "both"]
 
 _POOL_FIELDS = (
     "subjects",
     "subject_words",
     "values",
+    "fact_phrasing",
     "small_talk",
     "user_voice",
     "assistant_voice",
@@ -41,17 +43,19 @@ class ConversationSpec:
         different random streams.
     seed: draws the conversations; the pool of sentences does not depend on it.
     subjects, values: how many things a fact can be about, and how many words its value is drawn from (uniformly, so
-    that
-        guessing is right once in `values`). subject_words: 2 for "red box", 1 for "box" (easier to learn).
+        that guessing is right once in `values`). subject_words: 2 for "red box", 1 for "box" (easier to learn).
+    fact_phrasing: "sentence" for whole sentences, "brief" for three words ("Okay, box tiger."): more facts a minute.
     fact_stated_by: who brings a fact up first. "user": it must be heard, then the assistant repeats it. "assistant":
-    the
-        user asks it to choose. "both": either, by a fair coin.
+        the user asks it to choose. "both": either, by a fair coin.
     restate_probability: chance that a fact that falls due is given a new value instead of being asked for.
     event_share: chance that a fact that is due is taken up now, not after more small talk.
+    early_share: chance that, with no fact due, the next one is taken up early instead of small talk: many recalls
+        at short distances, for learning to recall at all.
+    subjects_per_conversation: how many of the subjects one conversation is about, drawn anew for each; None: all.
     small_talk: distinct small-talk lines of the user, and as many of the assistant.
-    pause_median_s, pause_spread: silence before a turn is log-normal with this median and this sigma, within 0.1 to 3
-    s. n_mels: 80 or 128. unit_vocab_size: k-means clusters, fitted on `unit_fit_utterances` sentences spread over the
-    pool. text_vocab_size: upper bound of the text vocabulary, special tokens and 256 bytes included.
+    pause_median_s, pause_spread: silence before a turn is log-normal with this median and this sigma, 0.1 to 3 s.
+    n_mels: 80 or 128. unit_vocab_size: k-means clusters, fitted on `unit_fit_utterances` sentences spread over the
+        pool. text_vocab_size: upper bound of the text vocabulary, special tokens and 256 bytes included.
     """
 
     positions: int = 8192
@@ -61,9 +65,12 @@ class ConversationSpec:
     subjects: int = 24
     subject_words: Literal[1, 2] = 2
     values: int = 40
+    fact_phrasing: FactPhrasing = "sentence"
     fact_stated_by: FactSource = "both"
     restate_probability: float = 0.15
     event_share: float = 0.8
+    early_share: float = 0.0
+    subjects_per_conversation: int | None = None
     small_talk: int = 80
     user_voice: EspeakVoice = field(default_factory=lambda: EspeakVoice(language="en-us", variant="m3"))
     assistant_voice: EspeakVoice = field(default_factory=lambda: EspeakVoice(language="en-us", variant="f3"))
@@ -90,6 +97,7 @@ class ConversationSpec:
             ("text_vocab_size", 320, 1 << 16),
             ("restate_probability", 0.0, 1.0),
             ("event_share", 0.05, 1.0),
+            ("early_share", 0.0, 1.0),
             ("pause_median_s", 0.1, 3.0),
             ("pause_spread", 0.0, 2.0),
         ):
@@ -98,6 +106,13 @@ class ConversationSpec:
                 raise ValueError(f"{name} is {given}; it must be {low} to {high}")
         if self.n_mels not in (80, 128):
             raise ValueError(f"n_mels is {self.n_mels}; whisper bundles filters for 80 and 128")
+        if self.subjects_per_conversation is not None and not 1 <= self.subjects_per_conversation <= self.subjects:
+            raise ValueError(
+                f"subjects_per_conversation is {self.subjects_per_conversation}; it must be "
+                f"1 to {self.subjects}, or none"
+            )
+        if self.fact_phrasing not in ("sentence", "brief"):
+            raise ValueError(f"fact_phrasing is {self.fact_phrasing!r}; it must be 'sentence' or 'brief'")
         if self.fact_stated_by not in ("user", "assistant", "both"):
             raise ValueError(f"fact_stated_by is {self.fact_stated_by!r}; it must be 'user', 'assistant' or 'both'")
         if self.user_voice == self.assistant_voice:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from experiments.data.espeak import EspeakVoice
-from experiments.data.spec import ConversationSpec
+from experiments.data.spec import ConversationSpec, FactPhrasing
 
 Speaker = Literal["user", "assistant"]
 
@@ -33,11 +33,34 @@ VALUES = (
 )
 # fmt: on
 
-_STATEMENTS = ("The word for the {subject} is {value}.", "Remember, the word for the {subject} is {value}.")
-_QUESTIONS = ("What is the word for the {subject}?", "Do you still know the word for the {subject}?")
-_REQUEST = "Please choose a word for the {subject}."
-_ECHO = "Okay, the word for the {subject} is {value}."
-_ANSWER = "The word for the {subject} is {value}."
+
+@dataclass(frozen=True, kw_only=True)
+class _Phrasing:
+    """How facts are told and asked for: statements and questions come in variants, the rest in one form."""
+
+    statements: tuple[str, ...]
+    questions: tuple[str, ...]
+    request: str
+    echo: str
+    answer: str
+
+
+_PHRASINGS: dict[FactPhrasing, _Phrasing] = {
+    "sentence": _Phrasing(
+        statements=("The word for the {subject} is {value}.", "Remember, the word for the {subject} is {value}."),
+        questions=("What is the word for the {subject}?", "Do you still know the word for the {subject}?"),
+        request="Please choose a word for the {subject}.",
+        echo="Okay, the word for the {subject} is {value}.",
+        answer="The word for the {subject} is {value}.",
+    ),
+    "brief": _Phrasing(
+        statements=("The {subject}, {value}.",),
+        questions=("The {subject}?",),
+        request="A word for {subject}.",
+        echo="Okay, {subject} {value}.",
+        answer="Yes, {subject} {value}.",
+    ),
+}
 
 _TOPICS: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] = (
     # (what fills the gap, lines of the user, lines of the assistant)
@@ -137,25 +160,28 @@ class Sentence:
 class SentencePool:
     """Every sentence of a data set, by what it is for."""
 
+    phrasing: FactPhrasing
     subjects: tuple[str, ...]
     values: tuple[str, ...]
     small_talk: tuple[tuple[tuple[Sentence, ...], tuple[Sentence, ...]], ...]
     """Per topic: lines of the user, lines of the assistant that go with any of them. The last topic is the shortest."""
 
     def statement(self, fact: Fact) -> Sentence:
-        return _told("user", _pick(_STATEMENTS, fact.subject + fact.value), fact)
+        return _told("user", _pick(_PHRASINGS[self.phrasing].statements, fact.subject + fact.value), fact)
 
     def echo(self, fact: Fact) -> Sentence:
-        return _told("assistant", _ECHO, fact)
+        return _told("assistant", _PHRASINGS[self.phrasing].echo, fact)
 
     def answer(self, fact: Fact) -> Sentence:
-        return _told("assistant", _ANSWER, fact)
+        return _told("assistant", _PHRASINGS[self.phrasing].answer, fact)
 
     def question(self, subject: str) -> Sentence:
-        return Sentence(speaker="user", text=_pick(_QUESTIONS, subject).format(subject=subject))
+        return Sentence(
+            speaker="user", text=_pick(_PHRASINGS[self.phrasing].questions, subject).format(subject=subject)
+        )
 
     def request(self, subject: str) -> Sentence:
-        return Sentence(speaker="user", text=_REQUEST.format(subject=subject))
+        return Sentence(speaker="user", text=_PHRASINGS[self.phrasing].request.format(subject=subject))
 
     def sentences(self) -> list[Sentence]:
         """All of them, in a fixed order."""
@@ -179,6 +205,7 @@ def sentence_pool(spec: ConversationSpec) -> SentencePool:
     user_counts = _shares([len(user) for user, _ in topics], spec.small_talk)
     assistant_counts = _shares([len(assistant) for _, assistant in topics], spec.small_talk)
     return SentencePool(
+        phrasing=spec.fact_phrasing,
         subjects=_subjects(spec),
         values=VALUES[: spec.values],
         small_talk=tuple(

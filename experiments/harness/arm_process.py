@@ -8,6 +8,8 @@ import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from experiments.harness.checkpoints import CheckpointWriteError
 from experiments.harness.configuration import ExperimentConfig, fingerprint, flattened
 from experiments.harness.prepared_data import ExperimentData
@@ -22,7 +24,10 @@ EXIT_CODES: dict[RunStatus, int] = {"FINISHED": 0, "FAILED": 1, "KILLED": 130}
 
 @dataclass(frozen=True, kw_only=True)
 class ArmTask:
-    """Everything an arm's process is told. The configuration is what it is; the rest is where and how."""
+    """Everything an arm's process is told. The configuration is what it is; the rest is where and how.
+
+    threads: cores it may use. line: of the terminal that its progress bar takes, when several arms run at once.
+    """
 
     config: ExperimentConfig
     arm: str
@@ -33,6 +38,8 @@ class ArmTask:
     weights: Path | None
     resumes: bool
     is_adhoc: bool
+    threads: int
+    line: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +65,12 @@ def work(task: ArmTask) -> None:
     """Entry of the process. Exits with 0 (finished), 1 (failed) or 130 (interrupted)."""
     os.setpgrp()  # a terminal's Ctrl-C then reaches the parent alone, which passes it on once
     stop = StopRequest().listen()
+    torch.set_num_threads(task.threads)
     logger: RunLogger | None = None
     try:
         task.folder.mkdir(parents=True, exist_ok=True)
         logger = open_run(task)
-        train_arm(task.config, task.config.arm(task.arm), task.data, logger, stop, task.folder, task.weights)
+        train_arm(task.config, task.config.arm(task.arm), task.data, logger, stop, task.folder, task.weights, task.line)
         status, message = "FINISHED", ""
     except InterruptedRunError as interruption:
         status, message = "KILLED", str(interruption)

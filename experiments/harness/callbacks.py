@@ -37,8 +37,16 @@ class RunKeeper(Callback):
     numbers; whether it was still due is part of the checkpoint, so that a run stopped in the middle of it repeats it.
     """
 
-    def __init__(self, checkpoints: CheckpointFolder, logger: RunLogger, stop: StopRequest, every_steps: int) -> None:
+    def __init__(
+        self,
+        checkpoints: CheckpointFolder,
+        logger: RunLogger,
+        stop: StopRequest,
+        every_steps: int,
+        monitor: TTTMonitor | None = None,
+    ) -> None:
         self.checkpoints = checkpoints
+        self.monitor = monitor
         self.logger = logger
         self.stop = stop
         self.every_steps = every_steps
@@ -57,6 +65,8 @@ class RunKeeper(Callback):
         module.seconds_timed, module.positions_timed = content["seconds_timed"], content["positions_timed"]
         self.best_loss = content["best_loss"]
         self.validation_is_due = content["validation_is_due"]
+        if self.monitor is not None:
+            self.monitor.rewind(module.steps_done, content["monitor"])
         self._restored = content
 
     def on_fit_start(self, trainer: Trainer, module: SpokenConversationModule) -> None:
@@ -108,6 +118,7 @@ class RunKeeper(Callback):
             "positions_timed": module.positions_timed,
             "best_loss": self.best_loss,
             "validation_is_due": self.validation_is_due,
+            "monitor": None if self.monitor is None else self.monitor.state_dict(),
         }
         self.logger.write_pending()
         self.checkpoints.save(content, step=module.steps_done, is_best=is_best)
@@ -210,15 +221,18 @@ class InnerWeightWatch(Callback):
 class ProgressLines(Callback):
     """A bar on a terminal; elsewhere a line every tenth of the run, so that logs stay readable."""
 
-    def __init__(self, arm: str, total_steps: int) -> None:
+    def __init__(self, arm: str, total_steps: int, line: int = 0) -> None:
         self.arm = arm
+        self.line = line
         self.total_steps = total_steps
         self.bar: tqdm | None = None
         self._started = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, module: SpokenConversationModule) -> None:
         if sys.stderr.isatty():
-            self.bar = tqdm(total=self.total_steps, initial=module.steps_done, desc=self.arm, unit="step")
+            self.bar = tqdm(
+                total=self.total_steps, initial=module.steps_done, desc=self.arm, unit="step", position=self.line
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, module: SpokenConversationModule, outputs: Any, batch: ConversationBatch, batch_idx: int

@@ -50,12 +50,16 @@ class TrainingStage:
     """Part of a curriculum: `steps` optimiser steps on conversations of one length.
 
     positions: what the language model reads of one conversation. conversations: size of the set they are drawn from.
+    early_share, subjects_per_conversation: see `ConversationSpec`; with few subjects, all taken up early, a stage asks
+        for facts as often as it can, at short distances.
     """
 
     positions: int
     conversations: int
     conversations_per_step: int
     steps: int
+    early_share: float = 0.0
+    subjects_per_conversation: int | None = None
 
     def __post_init__(self) -> None:
         _require_positive(self, "positions", "conversations", "conversations_per_step", "steps")
@@ -84,12 +88,14 @@ class DataPlan:
 
     def stage_spec(self, stage: TrainingStage) -> ConversationSpec:
         """What a stage's conversations are made from."""
-        same_size = (stage.positions, stage.conversations) == (self.spec.positions, self.spec.conversations)
-        if same_size:
-            return self.spec
-        return dataclasses.replace(
-            self.spec, positions=stage.positions, conversations=stage.conversations, validation_conversations=0
+        own = dataclasses.replace(
+            self.spec,
+            positions=stage.positions,
+            conversations=stage.conversations,
+            early_share=stage.early_share,
+            subjects_per_conversation=stage.subjects_per_conversation,
         )
+        return own if own == self.spec else dataclasses.replace(own, validation_conversations=0)
 
     def stage_of(self, step: int) -> tuple[int, TrainingStage, int]:
         """(number of the stage, the stage, step inside it) of a training step counted from 0."""

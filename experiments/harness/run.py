@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import signal
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.forkserver import ensure_running
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType
 
 from experiments.harness import metric_names as names
 from experiments.harness import tracking
-from experiments.harness.arm_process import ArmTask, Outcome, read_outcome, work
+from experiments.harness.arm_pool import arms_at_once, prepare_processes, run_arms, threads_per_arm
+from experiments.harness.arm_process import ArmTask, Outcome, read_outcome
 from experiments.harness.checkpoints import differing_fields
 from experiments.harness.configuration import ExperimentConfig, fingerprint, flattened, plain_values
 from experiments.harness.figures import draw_experiment
@@ -26,8 +20,6 @@ from experiments.harness.report import ArmResult, chance_line, result_table
 
 INTERRUPTED = 130
 CONFIG_FILE = "config.json"
-# What an arm's process imports before its first step: the server that arms are forked from imports it once for all.
-PRELOADED = ["experiments.harness.arm_process", "experiments.harness.training"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,22 +41,19 @@ class RunOptions:
 
 
 def run_experiment(config: ExperimentConfig, options: RunOptions) -> int:
-    """Runs the chosen arms one after the other and prints what came out. Gives the process's exit code."""
+    """Runs the chosen arms, as many at once as there are cores, and prints what came out. Gives the exit code."""
     started = time.monotonic()
     folder = _run_folder(config, options)
     arms = options.arms or tuple(arm.name for arm in config.arms)
     uri = tracking.store_uri(options.runs_dir)
     tracking.prepare_store(uri)
     experiment_id = tracking.experiment_id_of(uri, config.recipe, options.runs_dir)
-    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
-    ensure_running()  # its imports then run beside the building of the data
+    prepare_processes()
     print(f"{config.recipe} at scale {config.scale}, seed {config.seed}: {len(arms)} arms -> {folder}", flush=True)
     data = prepare_data(config, options.data_dir, skips_bad_audio=options.skips_bad_audio)
 
-    resume_command = f"{options.command} --resume"
-    interrupted = False
-    for arm in arms:
-        task = ArmTask(
+    tasks = [
+        ArmTask(
             config=config,
             arm=arm,
             folder=folder / arm,
@@ -74,18 +63,17 @@ def run_experiment(config: ExperimentConfig, options: RunOptions) -> int:
             weights=options.weights,
             resumes=options.resumes,
             is_adhoc=options.is_adhoc,
+            threads=threads_per_arm(config),
+            line=line,
         )
-        outcome = _run_arm(task)
-        if outcome.status != "FINISHED":
-            print(f"{arm}: {outcome.status.lower()}: {outcome.message}", file=sys.stderr, flush=True)
-        if outcome.status == "KILLED":
-            interrupted = True
-            break
+        for line, arm in enumerate(arms)
+    ]
+    interrupted = run_arms(tasks, arms_at_once(config))
     outcomes = {arm: read_outcome(folder / arm) for arm in arms}
     _report(config, folder, uri, experiment_id, outcomes, data.left_out)
     print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
     if interrupted:
-        print(f"interrupted and saved; go on with:\n  {resume_command}", flush=True)
+        print(f"interrupted and saved; go on with:\n  {options.command} --resume", flush=True)
         return INTERRUPTED
     all_finished = all(outcome is not None and outcome.status == "FINISHED" for outcome in outcomes.values())
     return 0 if all_finished else 1
@@ -144,50 +132,6 @@ def _refuse_other_configuration(known: Path, plain: dict[str, object]) -> None:
             f"{known.parent} was run with configuration {fingerprint(before)}, not {fingerprint(plain)}: {changed}. "
             "Resume with the same options, or start a new run without --resume"
         )
-
-
-def _run_arm(task: ArmTask) -> Outcome:
-    """Runs one arm in its own process (its peak memory is then its own) and gives how it ended."""
-    finished = read_outcome(task.folder)
-    if task.resumes and finished is not None and finished.status == "FINISHED":
-        print(f"{task.arm}: finished before", flush=True)
-        return finished
-    (task.folder / "outcome.json").unlink(missing_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=work, args=(task,), name=task.arm)
-    process.start()
-    _wait_passing_signals_on(process)
-    outcome = read_outcome(task.folder)
-    if outcome is not None:
-        return outcome
-    return _mourn(task, process.exitcode)
-
-
-def _wait_passing_signals_on(process: BaseProcess) -> None:
-    """Joins; Ctrl-C and SIGTERM go to the arm, which saves and ends by itself."""
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        if process.pid is not None and process.is_alive():
-            os.kill(process.pid, number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        process.join()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _mourn(task: ArmTask, exit_code: int | None) -> Outcome:
-    """An arm that died without a word (killed by the system, for instance out of memory)."""
-    run_file = task.folder / "run.json"
-    run_id = json.loads(run_file.read_text())["run_id"] if run_file.is_file() else None
-    if run_id is not None:
-        tracking.set_status(task.tracking_uri, run_id, "FAILED")
-    message = f"its process died with exit code {exit_code} (-9: killed by the system, often out of memory)"
-    outcome = Outcome(status="FAILED", run_id=run_id, message=message)
-    outcome.write(task.folder)
-    return outcome
 
 
 def _report(

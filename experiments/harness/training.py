@@ -34,6 +34,7 @@ def train_arm(
     stop: StopRequest,
     folder: Path,
     weights: Path | None = None,
+    progress_line: int = 0,
 ) -> SpokenConversationModule:
     """Runs the arm to its end; continues from `folder`/checkpoints where something was saved.
 
@@ -53,20 +54,25 @@ def train_arm(
     loader = ConversationLoader(model, max(row.ttt.mini_batch_size if row.ttt else 1 for row in config.arms))
     data_module = ConversationDataModule(config, data, loader, next_step=lambda: module.steps_done)
     monitor = TTTMonitor(folder / "monitor") if arm.ttt is not None else None
-    keeper = RunKeeper(checkpoints, logger, stop, config.evaluation.checkpoint_every_steps)
+    keeper = RunKeeper(checkpoints, logger, stop, config.evaluation.checkpoint_every_steps, monitor)
     content = checkpoints.load_last()
     if content is not None:
         keeper.restore(content, module)
         print(f"{arm.name}: going on after step {module.steps_done} of {module.total_steps}", flush=True)
-    if monitor is not None:
-        monitor.rewind(module.steps_done)
+    elif monitor is not None:
+        monitor.rewind(0)  # rows of a run that died before its first checkpoint
     torch.manual_seed(config.seed)
     watch = [] if monitor is None else [_watch(module, monitor, logger, config)]
     trainer = _trainer(
         config,
         module.steps_done,
         logger,
-        [*watch, MetricWriter(logger, bytes_at_start), ProgressLines(arm.name, module.total_steps), keeper],
+        [
+            *watch,
+            MetricWriter(logger, bytes_at_start),
+            ProgressLines(arm.name, module.total_steps, progress_line),
+            keeper,
+        ],
     )
     trained = float(sum(p.numel() for p in module.parameters() if p.requires_grad))
     logger.log_metrics(
