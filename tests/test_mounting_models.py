@@ -10,9 +10,11 @@ from mounting_models import FAMILIES, tiny_model, tiny_ttt
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, LlamaModel, PreTrainedModel
 
+import backbones.mounting.decoder as decoder_module
 import ttt_core
 from backbones.mounting import TransformersHost, gates, model_cache, mount, mounted_decoder, ttt_layers
 from ttt_core import TTTLayer
+from ttt_core.mounting import MountMode
 
 
 def prompt(rows: int = 2, tokens: int = 11) -> torch.Tensor:
@@ -123,6 +125,14 @@ def test_ttt_core_finds_this_host_by_its_entry_point() -> None:
         ({"layers": [1], "window": 4, "sinks": -1}, "sinks must be 0 or more"),
         ({"layers": [1], "window": {1: 4}}, "layer 1 has no attention left"),
         ({"layers": [1], "window": {9: 4}}, "no layer 9"),
+        ({"layers": 3}, r"layers must be several whole numbers, such as \[3\] or range\(2, 4\), got 3"),
+        ({"layers": "12"}, "layers must be several whole numbers, .* got '12'"),
+        ({"layers": [1.0]}, "each of layers must be a whole number, got 1.0"),
+        ({"layers": [True]}, "each of layers must be a whole number, got True"),
+        ({"layers": [1], "window": 2.5}, "window must be a whole number, got 2.5"),
+        ({"layers": [1], "window": {0: "4"}}, "the window of layer 0 must be a whole number, got '4'"),
+        ({"layers": [1], "window": 4, "sinks": 1.5}, "sinks must be a whole number, got 1.5"),
+        ({"layers": [1], "config": {"hidden_size": 32}}, "config must be a TTTConfig or None, got {'hidden_size': 32}"),
         ({"layers": [1], "config": tiny_ttt(hidden_size=64)}, "hidden_size is 64, the backbone's 32"),
         ({"layers": [1], "config": tiny_ttt(num_heads=2)}, "32 -> 32; the config gives 32 -> 16"),
     ],
@@ -135,6 +145,52 @@ def test_what_cannot_be_mounted_is_refused_and_the_model_stays_whole(arguments: 
     assert type(model) is LlamaForCausalLM
     assert type(model.model) is LlamaModel
     assert torch.equal(model(prompt()).logits, expected)
+
+
+@pytest.mark.parametrize("mode", ["replace", "gated"])
+def test_a_mount_that_runs_out_of_memory_leaves_the_model_whole(mode: MountMode) -> None:
+    model = tiny_model()
+    expected, names = model(prompt()).logits, list(model.state_dict())
+    # More bytes than a 64-bit size can name, so that no machine begins to reserve them.
+    with pytest.raises(RuntimeError):
+        mount(model, layers=[1, 2], config=tiny_ttt(mini_batch_size=2**62), mode=mode, window=4, sinks=1)
+    _assert_unmounted(model, expected, names)
+
+
+@pytest.mark.parametrize(
+    ("mode", "failing"),
+    [
+        ("replace", "ttt_from_attention"),
+        ("replace", "TTTMixer"),
+        ("gated", "ttt_from_attention"),
+        ("gated", "closed_gate"),
+    ],
+)
+def test_a_mount_that_is_interrupted_leaves_the_model_whole(
+    mode: MountMode, failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, built = tiny_model(), getattr(decoder_module, failing)
+    expected, names, calls = model(prompt()).logits, list(model.state_dict()), []
+
+    def interrupted_at_the_second(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return built(*arguments)
+
+    monkeypatch.setattr(decoder_module, failing, interrupted_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        mount(model, layers=[1, 2], config=tiny_ttt(), mode=mode, window=4)
+    _assert_unmounted(model, expected, names)
+
+
+def _assert_unmounted(model: PreTrainedModel, logits: torch.Tensor, names: list[str]) -> None:
+    assert type(model) is LlamaForCausalLM
+    assert type(model.model) is LlamaModel
+    assert model.config is model.model.config
+    assert model.config.model_type == "llama"
+    assert list(model.state_dict()) == names
+    assert torch.equal(model(prompt()).logits, logits)
 
 
 def test_a_model_is_mounted_once_and_only_models_of_the_families_are() -> None:
@@ -155,6 +211,31 @@ def test_sinks_are_refused_where_rotary_frequencies_depend_on_the_calls_length()
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     with pytest.raises(ValueError, match="sinks=0"):
         mount(tiny_model(rope_parameters=rope), layers=(), window=4, sinks=1)
+
+
+@pytest.mark.parametrize("mode", ["replace", "gated"])
+def test_what_is_mounted_trains_or_evaluates_as_the_attention_did(mode: MountMode) -> None:
+    for is_training in (True, False):
+        model = mount(tiny_model().train(is_training), layers=[1], config=tiny_ttt(), mode=mode, window=4)
+        assert {module.training for module in model.modules()} == {is_training}
+
+
+def test_attention_weights_are_refused_where_a_layer_has_none() -> None:
+    eager = {"attn_implementation": "eager"}
+    gated = mount(tiny_model(**eager), layers=[1], config=tiny_ttt(), mode="gated")
+    assert [tuple(weights.shape) for weights in gated(prompt(), output_attentions=True).attentions] == [
+        (2, 4, 11, 11)
+    ] * 4
+    for options in ({"layers": [1, 2]}, {"layers": [], "window": {1: 4, 2: 4}}):
+        model = mount(tiny_model(**eager), config=tiny_ttt(), **options)  # type: ignore[arg-type]
+        assert model(prompt(), output_attentions=False).attentions is None
+        with pytest.raises(ValueError, match=r"layers \[1, 2\] are TTT or windowed and have no attention weights"):
+            model(prompt(), output_attentions=True)
+        with pytest.raises(ValueError, match="no attention weights"):
+            model.generate(prompt(), max_new_tokens=2, output_attentions=True, return_dict_in_generate=True)
+        model.config.output_attentions = True
+        with pytest.raises(ValueError, match="no attention weights"):
+            model(prompt())
 
 
 def _cast_by_to(model: PreTrainedModel) -> PreTrainedModel:

@@ -24,8 +24,8 @@ from backbones.mounting.cache import (
     TTTWindowCacheLayer,
     WindowCacheLayer,
 )
-from backbones.mounting.config import read_ttt_config, window_of
-from backbones.mounting.mixers import MountedAttention, MountedCall, TTTMixer, ttt_from_attention
+from backbones.mounting.config import MOUNTED_LAYER_TYPES, read_ttt_config, window_of
+from backbones.mounting.mixers import MountedAttention, MountedCall, TTTMixer, closed_gate, ttt_from_attention
 from ttt_core.conv import CausalConv
 from ttt_core.layer import InnerParameters
 
@@ -82,6 +82,7 @@ class MountedDecoder(_Decoder):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        self._refuse_attention_weights(options)
         hidden_states: Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cache = self._cache_for_call(past_key_values, bool(use_cache))
         past, tokens = 0 if cache is None else cache.get_seq_length(), hidden_states.shape[1]
@@ -107,6 +108,15 @@ class MountedDecoder(_Decoder):
                 position_ids=position_ids, past_key_values=cache, use_cache=use_cache, **ours, **options,
             )  # fmt: skip
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=cache)
+
+    def _refuse_attention_weights(self, options: dict[str, Any]) -> None:
+        wanted = options.get("output_attentions", self.config.output_attentions)
+        without = [index for index, kind in enumerate(self.config.layer_types) if kind in MOUNTED_LAYER_TYPES]
+        if wanted and without:
+            raise ValueError(
+                f"output_attentions: layers {without} are TTT or windowed and have no attention weights to give, and a "
+                "list of the other layers' would be out of step with the layers; call without output_attentions"
+            )
 
     def _cache_for_call(self, given: Cache | None, use_cache: bool) -> MountedCache | None:
         if given is None:
@@ -163,20 +173,25 @@ class MountedCausalLM(_CausalLM):
 
 
 def equip(decoder: MountedDecoder) -> None:
-    """Put TTT and windows into a decoder whose config says where; nothing is changed if one of them cannot be."""
+    """Put TTT and windows into a decoder whose config says where; nothing is changed if one of them cannot be.
+
+    Everything that is checked or takes memory is built first; once a layer is changed, nothing is left that can fail.
+    """
     config = decoder.config
     layers: Any = decoder.layers
     attentions = {index: layer.self_attn for index, layer in enumerate(layers)}
     ttt = {index: ttt_from_attention(attentions[index], read_ttt_config(config)) for index in config.ttt_layers}
+    replacing = {index: TTTMixer(ttt[index], index) for index in ttt if layer_type_is_ttt(config, index)}
+    alphas = {index: closed_gate(attentions[index]) for index in ttt if index not in replacing}
     for index, layer in enumerate(layers):
-        if layer_type_is_ttt(config, index):
-            layer.self_attn = TTTMixer(ttt[index], index)
-        elif index in ttt or window_of(config, index) is not None:
+        if index in replacing:
+            layer.self_attn = replacing[index]
+        elif index in alphas or window_of(config, index) is not None:
             attention = attentions[index]
             # Its class changes, the object stays: names, devices, hooks and tied weights are as they were, so that a
             # plain checkpoint still fits, and a closed gate runs the very same code.
             attention.__class__ = decoder.attention_class
-            attention.equip(window_of(config, index), config.attention_sinks, ttt.get(index))
+            attention.equip(window_of(config, index), config.attention_sinks, ttt.get(index), alphas.get(index))
 
 
 def layer_type_is_ttt(config: PreTrainedConfig, index: int) -> bool:

@@ -50,8 +50,8 @@ def mount(
     window: positions that every remaining attention sees (those beside a gated TTT too), or {layer: positions} for
         some of them; None leaves attention as it is. sinks: first positions pinned in front of every window.
 
-    Raises ValueError, and leaves the model as it was, on layers that do not exist, a model of another kind or
-    already mounted, sizes that do not fit.
+    Raises ValueError on layers that do not exist, a model of another kind or already mounted, sizes that do not fit.
+    Whatever it raises, the model is left as it was.
     """
     if isinstance(model, (MountedDecoder, MountedCausalLM)):
         raise ValueError("the model is mounted already; mount a freshly loaded one with all the layers at once")
@@ -61,8 +61,11 @@ def mount(
         raise ValueError(f"cannot mount on a {type(model).__name__}: give one of {names}, or the Model inside it")
     if mode not in ("replace", "gated"):
         raise ValueError(f"mode must be 'replace' or 'gated', got {mode!r}")
+    if config is not None and not isinstance(config, TTTConfig):
+        raise ValueError(f"config must be a TTTConfig or None, got {config!r}: build one with TTTConfig(...)")
     plain = model.config
     chosen = _checked_layers(layers, family.name, plain.num_hidden_layers)
+    sinks = _whole_number("sinks", sinks)
     windows = _checked_windows(window, sinks, family.name, plain.num_hidden_layers, chosen if mode == "replace" else [])
     if not chosen and not windows:
         raise ValueError("nothing to mount: give layers for TTT, a window, or both")
@@ -96,7 +99,7 @@ def _become_mounted(model: PreTrainedModel, decoder: Any, family: Family, fields
     try:
         decoder.__class__, decoder.config = family.decoder, mounted
         equip(decoder)
-    except ValueError:
+    except BaseException:  # memory that runs out and Ctrl-C too: a half mounted model computes something else
         decoder.__class__, decoder.config = plain_class, plain
         raise
     for module in holders:
@@ -169,7 +172,9 @@ def _derived_config(attention: Any) -> TTTConfig:
 
 
 def _checked_layers(layers: Iterable[int], backbone: str, available: int) -> list[int]:
-    chosen = sorted(operator.index(layer) for layer in layers)
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
+        raise ValueError(f"layers must be several whole numbers, such as [3] or range(2, 4), got {layers!r}")
+    chosen = sorted(_whole_number("each of layers", layer) for layer in layers)
     for layer in chosen:
         _require_layer(layer, backbone, available)
     if len(set(chosen)) != len(chosen):
@@ -187,9 +192,13 @@ def _checked_windows(
             raise ValueError(f"sinks={sinks} needs a window to stand in front of: give window=...")
         return {}
     if isinstance(window, Mapping):
-        windows = {operator.index(layer): operator.index(positions) for layer, positions in window.items()}
+        windows = {
+            _whole_number("each layer of window", layer): _whole_number(f"the window of layer {layer}", positions)
+            for layer, positions in window.items()
+        }
     else:
-        windows = {layer: operator.index(window) for layer in range(available) if layer not in replaced}
+        positions = _whole_number("window", window)
+        windows = {layer: positions for layer in range(available) if layer not in replaced}
     for layer, positions in windows.items():
         _require_layer(layer, backbone, available)
         if layer in replaced:
@@ -197,6 +206,16 @@ def _checked_windows(
         if positions < 1:
             raise ValueError(f"a window sees 1 or more positions, got {positions} for layer {layer}")
     return windows
+
+
+def _whole_number(name: str, value: Any) -> int:
+    """`value` as an int: numpy's and torch's whole numbers are taken, True, 2.0 and "2" are not."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise ValueError(f"{name} must be a whole number, got {value!r}")
 
 
 def _require_layer(layer: int, backbone: str, available: int) -> None:

@@ -24,7 +24,7 @@ class MountedCall:
 
     real_tokens: (B, T) bool, True = real token of this call; None when all are.
     rotary: the model's rotary embedding, for sinks that are re-indexed.
-    base_lr: inner step size of this call; None for the config's.
+    base_lr: inner step size of this call, a number or a tensor of one; None for the config's.
     """
 
     real_tokens: Tensor | None
@@ -39,6 +39,7 @@ class TTTMixer(nn.Module):
         super().__init__()
         self.ttt = ttt
         self.layer_index = layer_index
+        self.training = ttt.training
 
     def forward(
         self, hidden_states: Tensor, mounted_call: MountedCall, past_key_values: MountedCache | None = None,
@@ -66,11 +67,9 @@ class MountedAttention(_Attention):
     ttt: TTTLayer | None
     alpha: nn.Parameter | None
 
-    def equip(self, window: int | None, sinks: int, ttt: TTTLayer | None) -> None:
+    def equip(self, window: int | None, sinks: int, ttt: TTTLayer | None, alpha: nn.Parameter | None) -> None:
         """Give an attention that has just become this class what the class adds."""
-        self.window, self.sinks, self.ttt = window, sinks, ttt
-        weight = self.o_proj.weight
-        self.alpha = None if ttt is None else nn.Parameter(weight.new_zeros(weight.shape[0]))
+        self.window, self.sinks, self.ttt, self.alpha = window, sinks, ttt, alpha
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], attention_mask: Tensor | None,
@@ -124,8 +123,14 @@ def _run_ttt(
     return out
 
 
+def closed_gate(attention: Any) -> nn.Parameter:
+    """Alpha (C,) of zeros, on the attention's device and in its dtype."""
+    weight = attention.o_proj.weight
+    return nn.Parameter(weight.new_zeros(weight.shape[0]))
+
+
 def ttt_from_attention(attention: Any, config: TTTConfig) -> TTTLayer:
-    """A TTT layer whose projections are the attention's, on its device and in its dtype (inner parameters FP32).
+    """A TTT layer whose projections are the attention's, on its device, in its dtype (inner parameters FP32) and mode.
 
     Key and value heads that several query heads share are repeated for each of them. Norms on queries and keys
     (Qwen3) are not part of TTT and are left out. Raises ValueError where the sizes or biases do not fit.
@@ -133,7 +138,7 @@ def ttt_from_attention(attention: Any, config: TTTConfig) -> TTTLayer:
     weight = attention.q_proj.weight
     with torch.device(weight.device):
         ttt = TTTLayer(config)
-    ttt.to(weight.dtype)
+    ttt.to(weight.dtype).train(attention.training)
     if ttt.wq.weight.shape != weight.shape or attention.o_proj.weight.shape != ttt.wo.weight.shape:
         width, hidden = weight.shape
         raise ValueError(
