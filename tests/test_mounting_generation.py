@@ -218,26 +218,65 @@ def test_a_reset_goes_back_to_the_learned_weights_for_all_rows_or_some() -> None
     ids, more = prompt(), prompt(2, 7, seed=3)
     cache = model(ids).past_key_values
     cache.reset()
-    learned = model.model.layers[3].self_attn.ttt.inner.W1
-    assert torch.equal(cache[3].W1, learned.expand(2, *learned.shape))
     assert cache.get_seq_length() == 0
+    assert cache.states == {}
     torch.testing.assert_close(model(more, past_key_values=cache).logits, model(more).logits, rtol=1e-5, atol=1e-5)
 
     cache = model(ids).past_key_values
     cache.reset(rows=[1])
+    learned = model.model.layers[3].self_attn.ttt.inner.W1
+    assert torch.equal(cache[3].W1[1], learned)
+    assert not torch.equal(cache[3].W1[0], learned)
     found = model(more, past_key_values=cache).logits
     torch.testing.assert_close(found[1], model(more).logits[1], rtol=1e-4, atol=1e-4)
     whole = model(torch.cat([ids, more], dim=1)).logits[0, 11:]
     torch.testing.assert_close(found[0], whole, rtol=1e-4, atol=1e-4)
 
-    full = mounted("llama", "ttt+full")
-    cache = full(ids).past_key_values
-    with pytest.raises(ValueError, match="cannot forget single rows"):
-        cache.reset(rows=torch.tensor([True, False]))
     with pytest.raises(ValueError, match="no rows to reset"):
         model_cache(model).reset(rows=[0])
     with pytest.raises(ValueError, match="no state yet"):
         model_cache(model)[0]
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_a_cache_that_is_reset_takes_any_number_of_rows(arrangement: str) -> None:
+    model = mounted("llama", arrangement)
+    cache, more = model(prompt(2)).past_key_values, prompt(3, 7, seed=3)
+    cache.reset()
+    assert cache.nbytes == 0
+    assert torch.equal(model(more, past_key_values=cache).logits, model(more).logits)
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_all_rows_named_one_by_one_begin_anew_whatever_the_layers(arrangement: str) -> None:
+    model = mounted("llama", arrangement)
+    cache, more = model(prompt(2)).past_key_values, prompt(2, 7, seed=3)
+    cache.reset(rows=[1, 0])
+    torch.testing.assert_close(model(more, past_key_values=cache).logits, model(more).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_a_reset_that_is_refused_forgets_nothing(family: str) -> None:
+    # Layers without a window stand between layers that could forget a row.
+    model = tiny_model(family, **({"sliding_window": 6} if family == "mistral" else {}))
+    mount(model, layers=[0, 3], window={1: 5}, config=tiny_ttt(family))
+    ids, more = prompt(), prompt(2, 5, seed=3)
+    expected = model(more, past_key_values=model(ids).past_key_values).logits
+    cache = model(ids).past_key_values
+    for rows in (torch.tensor([True, False]), [1]):
+        with pytest.raises(ValueError, match=r"layers \[2\] are attention without a window and cannot forget single"):
+            cache.reset(rows)
+    cache.reset([])
+    for rows, message in (
+        ([-1], r"rows must be whole numbers in 0-1, got \[-1\]"),
+        ([0, 2], r"rows must be whole numbers in 0-1, got \[0, 2\]"),
+        ([0.5], r"rows must be whole numbers in 0-1, got \[0.5\]"),
+        (torch.tensor([True]), r"a row mask must have shape \(2,\), got \(1,\)"),
+        (torch.tensor([[True, False]]), r"a row mask must have shape \(2,\), got \(1, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cache.reset(rows)
+    assert torch.equal(model(more, past_key_values=cache).logits, expected)
 
 
 def test_a_decode_step_compiles_without_graph_breaks() -> None:

@@ -31,6 +31,7 @@ class _BoundedLayer(CacheLayerMixin):
     is_croppable = False
     is_sliding = False
     supports_early_init = False
+    forgets_single_rows = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,11 +111,7 @@ class _AttentionKeys:
 
     keys: Tensor | None
     values: Tensor | None
-
-    def reset_rows(self, rows: Tensor) -> None:
-        if self.keys is not None and not bool(rows.all()):
-            raise ValueError("a full-attention layer cannot forget single rows: reset all rows, or mount with a window")
-        self.reset()  # type: ignore[attr-defined]
+    forgets_single_rows = False  # one tensor holds the keys of all rows, and transformers' masks know one length
 
     def detach(self) -> None:
         if self.keys is not None and self.values is not None:
@@ -153,7 +150,7 @@ class HoldsTTTState:
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
-        self.state = None if self.state is None else self.state.reset()
+        self.state = None
 
     def reset_rows(self, rows: Tensor) -> None:
         super().reset_rows(rows)  # type: ignore[misc]
@@ -242,7 +239,8 @@ class MountedCache(DynamicCache):
     Build one with `model_cache(model)`; generate() and a call without a cache build it themselves.
     """
 
-    # Every layer has nbytes, detach and reset_rows besides transformers' own methods, which its annotation cannot say.
+    # Besides transformers' own methods, which are all its annotation knows, every layer has nbytes, detach and
+    # forgets_single_rows, and reset_rows where that is true.
     layers: list[Any]
 
     def __init__(self, layers: list[Any]) -> None:
@@ -274,18 +272,25 @@ class MountedCache(DynamicCache):
     def reset(self, rows: Tensor | list[int] | None = None) -> None:
         """Forget: everything (None), or the given rows (indices, or a (B,) bool mask) where a conversation ends.
 
-        TTT goes back to its learned starting weights. Single rows need every other layer windowed: a full-attention
-        layer raises ValueError.
+        TTT goes back to its learned starting weights. After a reset of everything, the next call may bring any number
+        of rows. Raises ValueError, with nothing forgotten, on rows that do not exist, and on single rows where a layer
+        keeps all keys (full attention, Mistral's own sliding one): those forget all rows or none.
         """
         if rows is None:
             super().reset()
             return
-        mask = torch.as_tensor(rows)
-        if mask.dtype != torch.bool:
-            chosen = torch.zeros(self._rows(), dtype=torch.bool)
-            mask = chosen.index_fill(0, mask.reshape(-1).long().cpu(), True)
-        for layer in self.layers:
-            layer.reset_rows(mask)
+        mask = self._row_mask(rows)
+        unable = [index for index, layer in enumerate(self.layers) if not layer.forgets_single_rows]
+        if not unable:
+            for layer in self.layers:
+                layer.reset_rows(mask)
+        elif bool(mask.all()):
+            super().reset()
+        elif bool(mask.any()):
+            raise ValueError(
+                f"layers {unable} are attention without a window and cannot forget single rows: reset all rows, or "
+                "mount with a window"
+            )
 
     def crop(self, tokens_to_remove: int) -> None:
         """Give back tokens: only where every layer can, and never after some layers have."""
@@ -302,6 +307,17 @@ class MountedCache(DynamicCache):
     def snapshot(self) -> MountedCache:
         """An independent cache that continues from here. Tensors are shared: nothing is ever written in place."""
         return MountedCache([copy.copy(layer) for layer in self.layers])
+
+    def _row_mask(self, rows: Tensor | list[int]) -> Tensor:
+        """(B,) bool on the CPU of rows given as indices or as such a mask."""
+        batch, given = self._rows(), torch.as_tensor(rows).cpu()
+        if given.dtype == torch.bool:
+            if given.shape != (batch,):
+                raise ValueError(f"a row mask must have shape ({batch},), got {tuple(given.shape)}")
+            return given
+        if given.numel() and (given.is_floating_point() or int(given.min()) < 0 or int(given.max()) >= batch):
+            raise ValueError(f"rows must be whole numbers in 0-{batch - 1}, got {given.tolist()}")
+        return torch.zeros(batch, dtype=torch.bool).index_fill(0, given.reshape(-1).long(), True)
 
     def _rows(self) -> int:
         for layer in self.layers:
