@@ -157,8 +157,9 @@ class InnerWeightWatch(Callback):
     """
 
     def __init__(
-        self, layers: Mapping[int, TTTLayer], monitor: TTTMonitor, logger: RunLogger, every_steps: int
+        self, arm: str, layers: Mapping[int, TTTLayer], monitor: TTTMonitor, logger: RunLogger, every_steps: int
     ) -> None:
+        self.arm = arm
         self.layers = layers
         self.monitor = monitor
         self.logger = logger
@@ -215,7 +216,7 @@ class InnerWeightWatch(Callback):
             self.logger.set_tag(f"alarm.{alarm.kind}.layer{alarm.layer}", alarm.message)
             if alarm.is_fatal:
                 raise DivergedRunError(alarm.message)
-            print(f"warning: {alarm.message}", file=sys.stderr, flush=True)
+            tqdm.write(f"warning: {self.arm}: {alarm.message}", file=sys.stderr)
 
 
 class ProgressLines(Callback):

@@ -62,7 +62,7 @@ def train_arm(
     elif monitor is not None:
         monitor.rewind(0)  # rows of a run that died before its first checkpoint
     torch.manual_seed(config.seed)
-    watch = [] if monitor is None else [_watch(module, monitor, logger, config)]
+    watch = [] if monitor is None else [_watch(arm, module, monitor, logger, config)]
     trainer = _trainer(
         config,
         module.steps_done,
@@ -90,9 +90,10 @@ def train_arm(
 
 
 def _watch(
-    module: SpokenConversationModule, monitor: TTTMonitor, logger: RunLogger, config: ExperimentConfig
+    arm: Arm, module: SpokenConversationModule, monitor: TTTMonitor, logger: RunLogger, config: ExperimentConfig
 ) -> InnerWeightWatch:
-    return InnerWeightWatch(ttt_layers(module.model.llm), monitor, logger, config.evaluation.monitor_every_steps)
+    layers = ttt_layers(module.model.llm)
+    return InnerWeightWatch(arm.name, layers, monitor, logger, config.evaluation.monitor_every_steps)
 
 
 def _trainer(config: ExperimentConfig, steps_done: int, logger: RunLogger, callbacks: list[Callback]) -> Trainer:
