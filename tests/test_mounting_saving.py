@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -242,8 +243,78 @@ def test_a_conversation_of_a_model_mounted_otherwise_is_refused(tmp_path: Path) 
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="holds no conversation"):
         load_cache(tmp_path / "x.safetensors", model)
-    with pytest.raises(ValueError, match="there is no cache file"):
+    with pytest.raises(ValueError, match=r"there is no file .*nowhere; write a conversation with save_cache"):
         load_cache(tmp_path / "nowhere", model)
-    save_file({"layers.0.window.keys": torch.zeros(1)}, path, _metadata(path))
-    with pytest.raises(ValueError, match=r"lacks the tensors layers.0.window.values, .*layers.0.window.count"):
-        load_cache(path, model)
+    other = mount(tiny_model(), layers=[1, 3], config=tiny_ttt(), window=5, sinks=3)
+    with pytest.raises(ValueError, match=r"the cache has layers.0.window.sink_keys of shape \(2, 2, 3, 8\)"):
+        save_cache(other(prompt()).past_key_values, path, model)
+
+
+# One model with every kind of layer: TTT (0), window (1), full attention or Mistral's own sliding one (2), both (3).
+@pytest.mark.parametrize(
+    ("family", "name", "shape"),
+    [
+        ("llama", "layers.0.ttt.sums.W2", (2, 4, 32, 8)),
+        ("llama", "layers.0.ttt.conv.pre_conv", (2, 32, 3)),
+        ("llama", "layers.1.window.sink_values", (2, 2, 2, 8)),
+        ("llama", "layers.2.attention.values", (2, 2, 11, 8)),
+        ("mistral", "layers.2.attention.keys", (2, 2, 5, 8)),
+        ("llama", "layers.3.ttt.count", (2,)),
+    ],
+)
+def test_a_damaged_conversation_is_refused_by_tensor(
+    family: str, name: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    model = tiny_model(family, **({"sliding_window": 6} if family == "mistral" else {}))
+    mount(model, layers=[0, 3], mode="gated", window={1: 5}, sinks=2, config=tiny_ttt(pre_conv=True))
+    path = tmp_path / "c.safetensors"
+    save_cache(model(prompt()).past_key_values, path, model)
+    tensors, metadata = load_file(path), _metadata(path)
+    assert tuple(tensors[name].shape) == shape
+    expected = re.escape(str(shape))
+    for changed, message in (
+        ({k: t for k, t in tensors.items() if k != name}, rf"c.safetensors lacks {name}: it is damaged"),
+        (tensors | {name: torch.zeros(1)}, rf"has {name} of shape \(1,\), the model's is {expected}: it is damaged"),
+        (tensors | {name: tensors[name][:1].clone()}, rf"has {name} of shape \(1.*\), the model's is {expected}"),
+        (tensors | {"surprise": torch.zeros(1)}, "has surprise, which the model has not"),
+        ({}, f"lacks .*{name}"),
+    ):
+        save_file(changed, path, metadata)
+        with pytest.raises(ValueError, match=message):
+            load_cache(path, model)
+
+
+def test_damaged_metadata_and_unreadable_files_are_refused(tmp_path: Path) -> None:
+    model, path = mounted(), tmp_path / "c.safetensors"
+    save_cache(model(prompt()).past_key_values, path, model)
+    whole, tensors, metadata = path.read_bytes(), load_file(path), _metadata(path)
+    for key, value, message in (
+        ("config", None, "its metadata does not say which model it belongs to"),
+        ("config", "{", "its metadata does not say which model it belongs to"),
+        ("config", "[]", "its metadata does not say which model it belongs to"),
+        ("config", "{}", "mounted otherwise: layer_types is None there"),
+        ("version", None, "has version None; this code reads version 1"),
+        ("tokens_seen", None, "tokens_seen in its metadata is None, expected a whole number"),
+        ("tokens_seen", "many", "tokens_seen in its metadata is 'many'"),
+        ("tokens_seen", "0", "tokens_seen in its metadata is '0'"),
+    ):
+        changed = {k: v for k, v in (metadata | {key: value}).items() if v is not None}
+        save_file(tensors, path, changed)
+        with pytest.raises(ValueError, match=message):
+            load_cache(path, model)
+    for size in (0, 5, 200, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"c\.safetensors is no readable safetensors file .*cut short"):
+            load_cache(path, model)
+
+
+def test_a_folder_that_does_not_exist_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    model = mounted()
+    cache = model(prompt()).past_key_values
+    for path, reason in ((tmp_path / "nowhere" / "c", "its folder does not exist"), (tmp_path, "it is a folder")):
+        with pytest.raises(ValueError, match=f"cannot save a conversation to {path}: {reason}"):
+            save_cache(cache, path, model)
+        with pytest.raises(ValueError, match=f"cannot save a trained difference to {path}: {reason}"):
+            save_ttt(model, path)
+        with pytest.raises(ValueError, match="there is no file"):
+            load_ttt(model, path)

@@ -5,20 +5,17 @@ Names are those below the decoder ("layers.24.self_attn.ttt.wq.weight"), whether
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from backbones.mounting.config import read_ttt_config
 from backbones.mounting.host import gates, mounted_decoder, ttt_layers
+from backbones.mounting.tensor_file import TensorFile, require_shapes
 
-FORMAT = "ttt_difference"
-VERSION = 1
+FILE = TensorFile(format="ttt_difference", version=1, content="trained difference", writer="save_ttt")
 
 
 def ttt_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -39,10 +36,9 @@ def save_ttt(model: nn.Module, path: str | Path) -> None:
     """Write the trained difference (safetensors), with the config it belongs to.
 
     It belongs to one backbone: the projections started from its attention. Keep that backbone's name beside the file.
+    Raises ValueError when the model has no TTT, or the path's folder does not exist.
     """
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in ttt_state_dict(model).items()}
-    metadata = {"format": FORMAT, "version": str(VERSION), "config": json.dumps(_identity(model), sort_keys=True)}
-    save_file(tensors, path, metadata=metadata)
+    FILE.write(path, ttt_state_dict(model), _identity(model), facts={})
 
 
 def load_ttt(model: nn.Module, path: str | Path) -> None:
@@ -51,29 +47,9 @@ def load_ttt(model: nn.Module, path: str | Path) -> None:
     Raises ValueError, with the model as it was, when the file is missing or unreadable, when it was saved from
     another config, layers or mode, or when tensors are missing, extra or of another shape.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}; write one with save_ttt")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no readable safetensors file ({error})") from error
-    _require_same_identity(path, metadata, _identity(model))
-    wanted = ttt_state_dict(model)
-    faults = []
-    if missing := sorted(set(wanted) - set(saved)):
-        faults.append(f"lacks {', '.join(missing)}")
-    if extra := sorted(set(saved) - set(wanted)):
-        faults.append(f"has {', '.join(extra)}, which the model has not")
-    faults += [
-        f"has {name} of shape {tuple(saved[name].shape)}, the model's is {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in saved and saved[name].shape != tensor.shape
-    ]
-    if faults:
-        raise ValueError(f"{path} {'; '.join(faults)}")
+    path, wanted = Path(path), ttt_state_dict(model)
+    _, saved = FILE.read(path, _identity(model))
+    require_shapes(path, saved, {name: tuple(tensor.shape) for name, tensor in wanted.items()})
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(saved[name])
@@ -92,18 +68,3 @@ def _identity(model: nn.Module) -> dict[str, Any]:
         "ttt.use_gate": ttt.use_gate,
         "ttt.projection_bias": ttt.projection_bias,
     }
-
-
-def _require_same_identity(path: Path, metadata: dict[str, str], wanted: dict[str, Any]) -> None:
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} holds no trained difference (format {metadata.get('format')!r}, expected {FORMAT!r})")
-    if metadata.get("version") != str(VERSION):
-        raise ValueError(f"{path} has version {metadata.get('version')}; this code reads version {VERSION}")
-    saved = json.loads(metadata["config"])
-    differing = [
-        f"{name} is {saved.get(name)!r} there and {value!r} here"
-        for name, value in wanted.items()
-        if saved.get(name) != value
-    ]
-    if differing:
-        raise ValueError(f"{path} was saved from another model: {'; '.join(differing)}")

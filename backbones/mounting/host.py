@@ -61,7 +61,7 @@ def mount(
         raise ValueError(f"cannot mount on a {type(model).__name__}: give one of {names}, or the Model inside it")
     if mode not in ("replace", "gated"):
         raise ValueError(f"mode must be 'replace' or 'gated', got {mode!r}")
-    if config is not None and not isinstance(config, TTTConfig):
+    if config is not None and not isinstance(config, TTTConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"config must be a TTTConfig or None, got {config!r}: build one with TTTConfig(...)")
     plain = model.config
     chosen = _checked_layers(layers, family.name, plain.num_hidden_layers)
@@ -171,7 +171,7 @@ def _derived_config(attention: Any) -> TTTConfig:
     )
 
 
-def _checked_layers(layers: Iterable[int], backbone: str, available: int) -> list[int]:
+def _checked_layers(layers: Any, backbone: str, available: int) -> list[int]:
     if isinstance(layers, str) or not isinstance(layers, Iterable):
         raise ValueError(f"layers must be several whole numbers, such as [3] or range(2, 4), got {layers!r}")
     chosen = sorted(_whole_number("each of layers", layer) for layer in layers)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from dataclasses import fields
 from pathlib import Path
+from statistics import mode
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch
 from torch import Tensor, nn
 
 from backbones.mounting.cache import (
@@ -22,15 +19,18 @@ from backbones.mounting.cache import (
 )
 from backbones.mounting.config import read_ttt_config
 from backbones.mounting.host import model_cache, mounted_decoder, ttt_layers
+from backbones.mounting.tensor_file import Shape, TensorFile, differences_from, require_shapes
 from backbones.mounting.window import WindowMemory
 from ttt_core import InnerWeights, TTTLayer, TTTState
 
-FORMAT = "mounted_cache"
-VERSION = 1
+FILE = TensorFile(format="mounted_cache", version=1, content="conversation", writer="save_cache")
 
 
 def save_cache(cache: MountedCache, path: str | Path, model: nn.Module) -> None:
-    """Write the TTT states, windows and keys of all rows (safetensors), with the config of the model they belong to."""
+    """Write the TTT states, windows and keys of all rows (safetensors), with the config of the model they belong to.
+
+    Raises ValueError when the cache is empty or another model's, or the path's folder does not exist.
+    """
     tensors: dict[str, Tensor] = {}
     for index, layer in enumerate(cache.layers):
         prefix = f"layers.{index}"
@@ -42,59 +42,81 @@ def save_cache(cache: MountedCache, path: str | Path, model: nn.Module) -> None:
             tensors |= {f"{prefix}.attention.keys": layer.keys, f"{prefix}.attention.values": layer.values}
     if not tensors:
         raise ValueError("the cache is empty: no token has gone through it, so there is nothing to save")
-    metadata = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "config": json.dumps(_identity(model), sort_keys=True),
-        "tokens_seen": str(cache.get_seq_length()),
-    }
-    # Copies: rows and layers may share storage, which the format refuses.
-    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(own, path, metadata=metadata)
+    tokens_seen = cache.get_seq_length()
+    if faults := differences_from(_expected_shapes(model, _rows(tensors), tokens_seen), tensors):
+        raise ValueError(f"the cache {'; '.join(faults)}: save it with the model that it was filled by")
+    FILE.write(path, tensors, _identity(model), facts={"tokens_seen": str(tokens_seen)})
 
 
 def load_cache(path: str | Path, model: nn.Module) -> MountedCache:
     """The cache that `save_cache` wrote, on the model's device, ready to be passed as `past_key_values`.
 
-    Raises ValueError when the file is missing or unreadable, or belongs to a model mounted otherwise.
+    Raises ValueError when the file is missing, unreadable or damaged, or belongs to a model mounted otherwise.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"there is no cache file {path}; write one with save_cache")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no readable safetensors file ({error})") from error
-    _require_same_identity(path, metadata, _identity(model))
+    metadata, tensors = FILE.read(path, _identity(model))
+    tokens_seen = _tokens_seen(path, metadata)
+    require_shapes(path, tensors, _expected_shapes(model, _rows(tensors), tokens_seen))
     device = next(model.parameters()).device
-    tokens_seen = int(metadata["tokens_seen"])
     cache, ttt = model_cache(model), ttt_layers(model)
-    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {n.removeprefix(prefix): tensor.to(device) for n, tensor in tensors.items() if n.startswith(prefix)}
+
     for index, layer in enumerate(cache.layers):
-        prefix = f"layers.{index}"
         if isinstance(layer, HoldsTTTState):
-            names = _state_tensors(ttt[index].initial_state(1)).keys()
-            layer.store(_state_from(_part(path, tensors, f"{prefix}.ttt", names), ttt[index]))
+            layer.store(_state_from(part(f"layers.{index}.ttt."), ttt[index]))
         if isinstance(layer, WindowCacheLayer):
-            names = [field.name for field in fields(WindowMemory)]
-            layer.remember(WindowMemory(**_part(path, tensors, f"{prefix}.window", names)), tokens_seen)
+            layer.remember(WindowMemory(**part(f"layers.{index}.window.")), tokens_seen)
         elif isinstance(layer, TTTCacheLayer):
             layer.advance(tokens_seen)
         elif isinstance(layer, (FullAttentionCacheLayer, SlidingAttentionCacheLayer)):
-            kept = _part(path, tensors, f"{prefix}.attention", ("keys", "values"))
+            kept = part(f"layers.{index}.attention.")
             layer.update(kept["keys"], kept["values"])
             if isinstance(layer, SlidingAttentionCacheLayer):
                 layer.cumulative_length = tokens_seen
     return cache
 
 
-def _part(path: Path, tensors: dict[str, Tensor], prefix: str, names: Iterable[str]) -> dict[str, Tensor]:
-    missing = [f"{prefix}.{name}" for name in names if f"{prefix}.{name}" not in tensors]
-    if missing:
-        raise ValueError(f"{path} lacks the tensors {', '.join(missing)}: it was cut short or is of another model")
-    return {name: tensors[f"{prefix}.{name}"] for name in names}
+def _tokens_seen(path: Path, metadata: dict[str, str]) -> int:
+    told = metadata.get("tokens_seen", "")
+    if not told.isdecimal() or int(told) < 1:
+        raise ValueError(
+            f"{path} is damaged: tokens_seen in its metadata is {metadata.get('tokens_seen')!r}, expected a whole "
+            "number of at least 1; save it again with save_cache"
+        )
+    return int(told)
+
+
+def _rows(tensors: dict[str, Tensor]) -> int:
+    """Rows that most tensors have, so that a damaged one is told from the others."""
+    return mode(tensor.shape[0] if tensor.dim() else 0 for tensor in tensors.values()) if tensors else 0
+
+
+def _expected_shapes(model: nn.Module, rows: int, tokens_seen: int) -> dict[str, Shape]:
+    """{name: shape} of all that a conversation of so many rows and tokens leaves in a cache of this model."""
+    decoder, ttt = mounted_decoder(model), ttt_layers(model)
+    config: Any = decoder.config
+    shapes: dict[str, Shape] = {}
+    for index, layer in enumerate(model_cache(model).layers):
+        prefix = f"layers.{index}"
+        if isinstance(layer, HoldsTTTState):
+            one_row = _state_tensors(ttt[index].initial_state(1))
+            shapes |= {f"{prefix}.ttt.{name}": (rows, *tensor.shape[1:]) for name, tensor in one_row.items()}
+        if isinstance(layer, TTTCacheLayer):
+            continue
+        attention: Any = decoder.layers[index].self_attn
+        heads = (rows, config.num_key_value_heads)
+        if isinstance(layer, WindowCacheLayer):
+            like = torch.empty(*heads, 0, attention.head_dim, device="meta")
+            memory = WindowMemory.empty(like, attention.window, attention.sinks)
+            shapes |= {f"{prefix}.window.{name}": tuple(tensor.shape) for name, tensor in memory.tensors.items()}
+            continue
+        # A sliding layer keeps one position less than it sees: the newest one comes with the call that needs it.
+        is_sliding = isinstance(layer, SlidingAttentionCacheLayer)
+        kept = min(tokens_seen, layer.sliding_window - 1) if is_sliding else tokens_seen
+        shapes |= {f"{prefix}.attention.{name}": (*heads, kept, attention.head_dim) for name in ("keys", "values")}
+    return shapes
 
 
 def _state_tensors(state: TTTState) -> dict[str, Tensor]:
@@ -125,18 +147,3 @@ def _identity(model: nn.Module) -> dict[str, Any]:
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "ttt": read_ttt_config(config).state_identity() if config.ttt_layers else None,
     }
-
-
-def _require_same_identity(path: Path, metadata: dict[str, str], wanted: dict[str, Any]) -> None:
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} holds no conversation (format {metadata.get('format')!r}, expected {FORMAT!r})")
-    if metadata.get("version") != str(VERSION):
-        raise ValueError(f"{path} has version {metadata.get('version')}; this code reads version {VERSION}")
-    saved = json.loads(metadata["config"])
-    differing = [
-        f"{name} is {saved.get(name)!r} there and {value!r} here"
-        for name, value in wanted.items()
-        if saved.get(name) != value
-    ]
-    if differing:
-        raise ValueError(f"{path} was saved from a model mounted otherwise: {'; '.join(differing)}")
