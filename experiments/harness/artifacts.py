@@ -83,8 +83,8 @@ def save_sample(
     write_audio(folder / "sample_expected.wav", expected, SPEECH_SAMPLE_RATE_HZ)
     sound = "NONE: the model said no unit, only blanks"
     if units.numel():
-        # CTC tells the order of units and not how long each lasts: each sounds as long as the median one.
-        frames = int(prompt.expected_durations.median())
+        # CTC tells the order of units and not how long each lasts: each sounds as long as the right answer's mean.
+        frames = max(1, round(float(prompt.expected_durations.float().mean())))
         samples = dataset.codebook.to_waveform(units, torch.full_like(units, frames))
         write_audio(folder / "sample.wav", samples, SPEECH_SAMPLE_RATE_HZ)
         written.append(folder / "sample.wav")

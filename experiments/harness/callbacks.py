@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from tqdm import tqdm
@@ -28,6 +28,12 @@ from experiments.harness.tracking import RunLogger
 from ttt_core import TTTLayer, TTTMonitor, TTTState
 
 PROGRESS_LINES = 10
+
+
+def _ours(module: LightningModule) -> SpokenConversationModule:
+    """What Lightning hands to every hook, as the only kind of module that is trained here."""
+    assert isinstance(module, SpokenConversationModule)
+    return module
 
 
 class RunKeeper(Callback):
@@ -69,15 +75,16 @@ class RunKeeper(Callback):
             self.monitor.rewind(module.steps_done, content["monitor"])
         self._restored = content
 
-    def on_fit_start(self, trainer: Trainer, module: SpokenConversationModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._restored is not None:
             trainer.optimizers[0].load_state_dict(self._restored["optimizer"])
             restore_random_states(self._restored["random_states"])
             self._restored = None
 
     def on_train_batch_end(
-        self, trainer: Trainer, module: SpokenConversationModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        module = _ours(pl_module)
         self.validation_is_due = module.validates_after(module.steps_done)
         if self.stop.is_asked:
             self.save(trainer, module)
@@ -86,14 +93,16 @@ class RunKeeper(Callback):
             self.save(trainer, module)
 
     def on_validation_batch_end(
-        self, trainer: Trainer, module: SpokenConversationModule, outputs: Any, batch: Any, batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
+        module = _ours(pl_module)
         if self.stop.is_asked:
             self.save(trainer, module)
             raise InterruptedRunError(f"stopped while validating after step {module.steps_done}, saved")
 
-    def on_validation_end(self, trainer: Trainer, module: SpokenConversationModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module = _ours(pl_module)
         self.validation_is_due = False
         loss = module.last_validation[names.VALIDATION_LOSS]
         is_best = loss < self.best_loss
@@ -132,11 +141,13 @@ class MetricWriter(Callback):
         self.bytes_at_start = bytes_at_start
 
     def on_train_batch_end(
-        self, trainer: Trainer, module: SpokenConversationModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        module = _ours(pl_module)
         self.logger.log_metrics(outputs, step=module.steps_done)
 
-    def on_validation_end(self, trainer: Trainer, module: SpokenConversationModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module = _ours(pl_module)
         peak = peak_bytes()
         measured = {
             **module.last_validation,
@@ -168,9 +179,8 @@ class InnerWeightWatch(Callback):
         self._seen: dict[int, tuple[TTTState, float]] = {}
         self._heeded = 0
 
-    def on_train_batch_start(
-        self, trainer: Trainer, module: SpokenConversationModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        module = _ours(pl_module)
         step = module.steps_done + 1
         if step == 1 or step % self.every_steps == 0:
             self._hooks = [
@@ -190,8 +200,9 @@ class InnerWeightWatch(Callback):
         return observe
 
     def on_train_batch_end(
-        self, trainer: Trainer, module: SpokenConversationModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        module = _ours(pl_module)
         for hook in self._hooks:
             hook.remove()
         for index, (state, inner_loss) in sorted(self._seen.items()):
@@ -226,18 +237,20 @@ class ProgressLines(Callback):
         self.arm = arm
         self.line = line
         self.total_steps = total_steps
-        self.bar: tqdm | None = None
+        self.bar: tqdm[NoReturn] | None = None
         self._started = time.monotonic()
 
-    def on_train_start(self, trainer: Trainer, module: SpokenConversationModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module = _ours(pl_module)
         if sys.stderr.isatty():
             self.bar = tqdm(
                 total=self.total_steps, initial=module.steps_done, desc=self.arm, unit="step", position=self.line
             )
 
     def on_train_batch_end(
-        self, trainer: Trainer, module: SpokenConversationModule, outputs: Any, batch: ConversationBatch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ConversationBatch, batch_idx: int
     ) -> None:
+        module = _ours(pl_module)
         loss = outputs[names.TRAIN_TEXT_LOSS]
         if self.bar is not None:
             self.bar.update()
@@ -250,12 +263,13 @@ class ProgressLines(Callback):
                 flush=True,
             )
 
-    def on_validation_end(self, trainer: Trainer, module: SpokenConversationModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module = _ours(pl_module)
         found = module.last_validation
         recall = f", recall {found[names.RECALL_ALL]:.2f}" if names.RECALL_ALL in found else ""
         line = f"{self.arm}: validation after step {module.steps_done}: {found[names.VALIDATION_TEXT_LOSS]:.3f}{recall}"
         tqdm.write(line) if self.bar is not None else print(line, flush=True)
 
-    def on_train_end(self, trainer: Trainer, module: SpokenConversationModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.bar is not None:
             self.bar.close()
