@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import whisper
 from safetensors.torch import load_file, save_file
 
 from backbones import load_backbone
-from backbones.llama_omni import LlamaOmni, LlamaOmniConfig
+from backbones.llama_omni import LlamaOmni, LlamaOmniConfig, checkpoint
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_saving_writes_the_published_folder_bit_by_bit(folder: Path, tmp_path: P
     assert all(torch.equal(published[key], saved[key]) for key in published)
     files = sorted(path.name for path in (tmp_path / "saved").iterdir())
     if max_shard_bytes == 10**9:
-        assert files == ["config.json", "model.safetensors"]
+        assert files == ["config.json", "generation_config.json", "model.safetensors"]
     else:
         assert "model.safetensors.index.json" in files and len(files) > 4
     config, saved_config = (json.loads((f / "config.json").read_text()) for f in (folder, tmp_path / "saved"))
@@ -124,6 +125,136 @@ def test_the_encoder_comes_from_a_whisper_file_where_the_folder_has_none(folder:
     torch.save({"weights": 1}, path)
     with pytest.raises(ValueError, match="not a whisper file"):
         LlamaOmni.from_checkpoint(folder, speech_encoder_path=path)
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**content, **changes}))
+
+
+def test_heads_that_nothing_tells_are_assumed_aloud_and_can_be_given(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assumed = LlamaOmni.from_checkpoint(folder)
+    assert assumed.config.speech_encoder_heads == 2 and "no published whisper is 32 wide" in caplog.text
+    caplog.clear()
+    given = LlamaOmni.from_checkpoint(folder, speech_encoder_heads=4)
+    assert given.speech_encoder.blocks[0].attn.n_head == 4
+    mel = torch.randn(100, given.config.speech_encoder_mel_bins)
+    assert not torch.allclose(given.encode_speech([mel]).segments[0], assumed.encode_speech([mel]).segments[0])
+    given.save_checkpoint(tmp_path / "saved")
+    assert LlamaOmni.from_checkpoint(tmp_path / "saved").config == given.config
+    edit_json(folder / "config.json", speech_encoder_heads=8)
+    assert LlamaOmni.from_checkpoint(folder).config.speech_encoder_heads == 8
+    published = {**LlamaOmniConfig().to_published(), "speech_encoder_hidden_size": 384}
+    assert LlamaOmniConfig.from_published(published).speech_encoder_heads == 6
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    with pytest.raises(ValueError, match="not a multiple of speech_encoder_heads 5"):
+        LlamaOmni.from_checkpoint(folder, speech_encoder_heads=5)
+
+
+@pytest.mark.parametrize(
+    "field, value, match",
+    [
+        ("hidden_size", "48", "hidden_size must be a whole number .* got '48'"),
+        ("num_attention_heads", 0, "num_attention_heads must be a whole number of at least 1"),
+        ("num_key_value_heads", 3, "not a multiple of num_key_value_heads 3"),
+        ("head_dim", 7, "head_dim must be even"),
+        ("ctc_decoder_config", "(2,128,0,160)", "ctc_decoder_config .* at least 1"),
+        ("ctc_decoder_config", None, "ctc_decoder_config must be a text"),
+        ("speech_generator_type", None, "speech_generator_type must be a text"),
+        ("rope_scaling", {"factor": 8.0}, "rope_scaling must be none or name a rope_type"),
+        ("rope_scaling", {"type": "linear"}, r"needs numbers for \['factor'\]"),
+        ("rope_parameters", [1], "rope_parameters must be a mapping"),
+        ("pad_token_id", 9999, "pad_token_id 9999 is beyond the vocabulary"),
+        ("eos_token_id", [2, "x"], "eos_token_id must be a token id"),
+        ("ctc_loss_weight", "x", "ctc_loss_weight must be a finite number"),
+        ("tie_word_embeddings", "no", "tie_word_embeddings must be true or false"),
+        ("speech_encoder_hidden_size", None, "speech_encoder_hidden_size must be a whole number"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_in_the_config_is_named_with_its_file(
+    folder: Path, field: str, value: object, match: str
+) -> None:
+    edit_json(folder / "config.json", **{field: value})
+    with pytest.raises(ValueError, match=f"{folder.name}/config.json: .*{match}"):
+        LlamaOmni.from_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "key, tensor, match",
+    [
+        ("model.speech_encoder.conv1.weight", torch.zeros(5), "conv1.weight must have 3 dimensions"),
+        ("model.speech_encoder.positional_embedding", torch.zeros(()), r"2 dimensions, got shape \(\)"),
+        ("model.embed_tokens.weight", torch.zeros(320, 64, dtype=torch.int8), "embed_tokens.weight is torch.int8"),
+        ("lm_head.weight", torch.zeros(320, 64).to(torch.float8_e4m3fn), "lm_head.weight is torch.float8_e4m3fn"),
+    ],
+)
+def test_a_tensor_of_the_wrong_rank_or_numbers_is_named_with_its_file(
+    folder: Path, key: str, tensor: torch.Tensor, match: str
+) -> None:
+    save_file({**load_file(folder / "model.safetensors"), key: tensor}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=f"model.safetensors.*{match}"):
+        LlamaOmni.from_checkpoint(folder)
+
+
+def test_files_of_another_kind_are_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"dtype must be float16.*got torch.int8"):
+        LlamaOmni.from_checkpoint(folder, dtype=torch.int8)
+    path = tmp_path / "whisper.pt"
+    path.write_bytes(b"no whisper")
+    with pytest.raises(ValueError, match=r"whisper.pt is not a readable torch weights file"):
+        LlamaOmni.from_checkpoint(folder, speech_encoder_path=path)
+    torch.save({"dims": {}, "model_state_dict": {}}, path)
+    with pytest.raises(ValueError, match=r"whisper.pt is not a whisper file: its 'dims' must give 'n_audio_head'"):
+        LlamaOmni.from_checkpoint(folder, speech_encoder_path=path)
+    (folder / "model.safetensors").unlink()
+    for content, match in {"{}": "no usable 'weight_map'", "[]": "must hold a JSON object, got a list"}.items():
+        (folder / "model.safetensors.index.json").write_text(content)
+        with pytest.raises(ValueError, match=f"index.json.*{match}"):
+            LlamaOmni.from_checkpoint(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config.json must hold a JSON object, got a list"):
+        LlamaOmni.from_checkpoint(folder)
+
+
+def test_the_generation_config_decides_on_end_and_padding_ids_only(folder: Path, tmp_path: Path) -> None:
+    (folder / "generation_config.json").unlink()
+    assert LlamaOmni.from_checkpoint(folder).config.end_token_ids == (257, 258)
+    written = {"eos_token_id": [301, 302], "pad_token_id": 7, "temperature": 0.6, "top_p": 0.9}
+    edit_json(folder / "generation_config.json", **written)
+    model = LlamaOmni.from_checkpoint(folder)
+    assert model.config.end_token_ids == (301, 302) and model.config.pad_token_id == 7
+    ids = torch.tensor([[3, 4]])
+    same = [model.generate(ids, max_new_tokens=6, speak=False).text_ids for _ in range(2)]
+    assert torch.equal(*same), "greedy, whatever temperature the file wishes for"
+    model.save_checkpoint(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "generation_config.json").read_text()) == written
+    assert LlamaOmni.from_checkpoint(tmp_path / "saved").config == model.config
+    LlamaOmni.tiny().save_checkpoint(tmp_path / "saved")
+    assert LlamaOmni.from_checkpoint(tmp_path / "saved").config.end_token_ids == (2,), "nothing stale decides"
+    edit_json(folder / "generation_config.json", pad_token_id=999)
+    with pytest.raises(ValueError, match=r"generation_config.json: pad_token_id 999"):
+        LlamaOmni.from_checkpoint(folder)
+
+
+@pytest.mark.parametrize("failing_part", [0, 2])
+def test_a_save_that_fails_midway_leaves_the_folder_as_it_was(
+    tmp_path: Path, failing_part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    LlamaOmni.tiny(seed=1).save_checkpoint(tmp_path, max_shard_bytes=300_000)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    parts = iter(range(100))
+
+    def disk_runs_full(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        save_file(tensors, path, metadata=metadata)
+        if next(parts) == failing_part:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", disk_runs_full)
+    with pytest.raises(OSError, match="No space left"):
+        LlamaOmni.tiny(seed=2).save_checkpoint(tmp_path, max_shard_bytes=300_000)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_dtype_can_be_asked_for_and_a_tied_head_is_stored_once(folder: Path, tmp_path: Path) -> None:

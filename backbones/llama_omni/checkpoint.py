@@ -11,29 +11,38 @@ A folder may lack the speech encoder, as the release keeps whisper in a file of 
 
 from __future__ import annotations
 
-import json
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from backbones.llama_omni.checkpoint_files import (
+    CONFIG_FILE,
+    DTYPES,
+    ENCODER_PREFIX,
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    named,
+    read_json,
+    read_weights,
+    read_whisper_encoder,
+    write_json,
+    write_whole,
+)
 from backbones.llama_omni.config import LlamaOmniConfig
 
 if TYPE_CHECKING:
     from backbones.llama_omni.model import LlamaOmni
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-ENCODER_PREFIX = "model.speech_encoder."
-MOST_KEYS_NAMED = 8
+GENERATION_FILE = "generation_config.json"
+GENERATION_IDS = ("eos_token_id", "pad_token_id")
+"""What transformers' `generate` takes from generation_config.json rather than from config.json, and so do we."""
 
 
 def published_key(key: str) -> str:
@@ -49,28 +58,37 @@ def load_llama_omni(
     dtype: torch.dtype | None = None,
     *,
     speech_encoder_path: str | Path | None = None,
+    speech_encoder_heads: int | None = None,
     attn_implementation: str = "sdpa",
 ) -> LlamaOmni:
     """A model from a folder in the published format, in `dtype` (default: that of the stored embeddings).
 
     `speech_encoder_path`: a whisper `.pt` file whose encoder is used instead of the folder's; needed where the folder
-    holds none. `ttt.safetensors`, where the folder holds it, belongs to `backbones.mounting` and is not read here.
-    Raises ValueError that names missing, unknown or wrongly shaped tensors.
+    holds none. `speech_encoder_heads`: attention heads of the folder's encoder, which its weights do not tell; needed
+    where config.json is silent and the encoder is no published whisper's. A generation_config.json beside config.json
+    decides on end and padding ids. `ttt.safetensors`, where the folder holds it, belongs to `backbones.mounting` and is
+    not read here. Raises ValueError that names missing, unknown or wrongly shaped tensors.
     """
     folder = Path(folder)
-    published = _read_json(folder / CONFIG_FILE)
-    tensors = _read_weights(folder)
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype}")
+    published = read_json(folder / CONFIG_FILE)
+    tensors = read_weights(folder)
     if speech_encoder_path is not None:
         tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(ENCODER_PREFIX)}
-        encoder, heads = _read_whisper_encoder(Path(speech_encoder_path))
+        encoder, heads = read_whisper_encoder(Path(speech_encoder_path))
         tensors |= encoder
-        published = {**published, "speech_encoder_heads": heads}
+        if speech_encoder_heads not in (None, heads):
+            raise ValueError(f"{speech_encoder_path} says {heads} heads, speech_encoder_heads {speech_encoder_heads}")
+        speech_encoder_heads = heads
     elif not any(key.startswith(ENCODER_PREFIX) for key in tensors):
         raise ValueError(
             f"{folder} holds no speech encoder ({ENCODER_PREFIX}*); give the whisper file it was trained with as "
             f"speech_encoder_path (its config.json says {published.get('speech_encoder')!r})"
         )
-    config = _with_dimensions_of(LlamaOmniConfig.from_published(published), tensors)
+    if speech_encoder_heads is not None:
+        published = {**published, "speech_encoder_heads": speech_encoder_heads}
+    config = _read_config(folder, published, tensors)
     if dtype is None and "model.embed_tokens.weight" in tensors:
         dtype = tensors["model.embed_tokens.weight"].dtype
     with torch.device("meta"):
@@ -87,8 +105,9 @@ def load_llama_omni(
 def save_llama_omni(model: LlamaOmni, folder: str | Path, max_shard_bytes: int = 5 * 1024**3) -> None:
     """Writes `config.json` and the weights to `folder` in the published format, in shards of at most the given size.
 
-    Files appear whole or not at all: each is written beside its place and then moved. Raises ValueError for a model
-    with parts the format has no names for (a mounted one: save its difference with `backbones.mounting.save_ttt`).
+    An interrupted save leaves what the folder held: files are written beside their places and moved when all are there.
+    Raises ValueError for a model with parts the format has no names for (a mounted one: save its difference with
+    `backbones.mounting.save_ttt`).
     """
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes must be at least 1, got {max_shard_bytes}")
@@ -111,18 +130,52 @@ def save_llama_omni(model: LlamaOmni, folder: str | Path, max_shard_bytes: int =
     file_names = [WEIGHTS_FILE]
     if len(shards) > 1:
         file_names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    for file_name, keys in zip(file_names, shards, strict=True):
-        _write_whole(folder / file_name, {key: tensors[key] for key in keys})
+    writers: dict[str, Callable[[Path], None]] = {
+        name: partial(_write_tensors, {key: tensors[key] for key in keys})
+        for name, keys in zip(file_names, shards, strict=True)
+    }
     if len(shards) > 1:
         weight_map = {key: name for name, keys in zip(file_names, shards, strict=True) for key in keys}
         total = sum(_nbytes(tensor) for tensor in tensors.values())
-        _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        writers[INDEX_FILE] = partial(write_json, content=index)
     dtype = str(model.llm.get_input_embeddings().weight.dtype).removeprefix("torch.")
-    _write_json(folder / CONFIG_FILE, {**model.config.to_published(), "torch_dtype": dtype})
-    # An earlier save in the other layout would leave two sets of weights to choose from.
-    for stale in folder.glob("model*.safetensors*"):
-        if stale.name not in (*file_names, *([INDEX_FILE] if len(shards) > 1 else [])):
+    writers[CONFIG_FILE] = partial(write_json, content={**model.config.to_published(), "torch_dtype": dtype})
+    if model.config.generation_config is not None:
+        writers[GENERATION_FILE] = partial(write_json, content=_generation_config(model.config))
+    write_whole(folder, writers)
+    # An earlier save in the other layout would leave two sets of weights, or of end ids, to choose from.
+    for stale in [*folder.glob("model*.safetensors*"), *folder.glob(GENERATION_FILE)]:
+        if stale.name not in writers:
             stale.unlink()
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _generation_config(config: LlamaOmniConfig) -> dict[str, Any]:
+    """The generation_config.json that the model came with, its ids as they are now."""
+    assert config.generation_config is not None
+    now = {"eos_token_id": config.eos_token_id, "pad_token_id": config.pad_token_id}
+    return {key: now.get(key, value) for key, value in config.generation_config.items()}
+
+
+def _read_config(folder: Path, published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LlamaOmniConfig:
+    """The config of the two files, with the sizes that they leave to the weights."""
+    try:
+        config = LlamaOmniConfig.from_published(published)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
+    config = _with_dimensions_of(config, tensors)
+    if not (folder / GENERATION_FILE).is_file():
+        return config
+    generation = read_json(folder / GENERATION_FILE)
+    ids = {name: generation[name] for name in GENERATION_IDS if generation.get(name) is not None}
+    try:
+        return replace(config, generation_config=generation, **ids)
+    except ValueError as error:
+        raise ValueError(f"{folder / GENERATION_FILE}: {error}") from error
 
 
 def _with_dimensions_of(config: LlamaOmniConfig, tensors: Mapping[str, Tensor]) -> LlamaOmniConfig:
@@ -141,75 +194,22 @@ def _with_dimensions_of(config: LlamaOmniConfig, tensors: Mapping[str, Tensor]) 
     return replace(config, speech_encoder_layers=max(blocks, default=-1) + 1, **sizes)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; a checkpoint folder holds {CONFIG_FILE} and {WEIGHTS_FILE}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    if (folder / WEIGHTS_FILE).is_file():
-        return _read_safetensors(folder / WEIGHTS_FILE)
-    if not (folder / INDEX_FILE).is_file():
-        raise ValueError(f"{folder} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}")
-    weight_map: dict[str, str] = _read_json(folder / INDEX_FILE)["weight_map"]
-    tensors: dict[str, Tensor] = {}
-    for file_name in sorted(set(weight_map.values())):
-        tensors |= _read_safetensors(folder / file_name)
-    lost = sorted(set(weight_map) - set(tensors))
-    if lost:
-        raise ValueError(f"{folder / INDEX_FILE} lists tensors that no shard holds: {_named(lost)}")
-    return tensors
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ValueError(f"the weights file {path} does not exist")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-
-
-def _read_whisper_encoder(path: Path) -> tuple[dict[str, Tensor], int]:
-    """The encoder's tensors under their published names, and its number of attention heads."""
-    if not path.is_file():
-        raise ValueError(f"the speech encoder file {path} does not exist")
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict) or not {"dims", "model_state_dict"} <= set(content):
-        raise ValueError(f"{path} is not a whisper file: expected a dict with 'dims' and 'model_state_dict'")
-    encoder = {
-        ENCODER_PREFIX + key.removeprefix("encoder."): tensor
-        for key, tensor in content["model_state_dict"].items()
-        if key.startswith("encoder.")
-    }
-    return encoder, content["dims"]["n_audio_head"]
-
-
 def _check(where: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
     problems = []
     missing, unknown = sorted(set(shapes) - set(tensors)), sorted(set(tensors) - set(shapes))
     if missing:
-        problems.append(f"missing {_named(missing)}")
+        problems.append(f"missing {named(missing)}")
     if unknown:
-        problems.append(f"unknown {_named(unknown)}")
+        problems.append(f"unknown {named(unknown)}")
     wrong = [
         f"{key} is {tuple(tensors[key].shape)}, expected {tuple(shapes[key])}"
         for key in sorted(set(shapes) & set(tensors))
         if tensors[key].shape != shapes[key]
     ]
     if wrong:
-        problems.append(f"wrong shapes: {_named(wrong)}")
+        problems.append(f"wrong shapes: {named(wrong)}")
     if problems:
         raise ValueError(f"{where} does not fit its {CONFIG_FILE}: " + "; ".join(problems))
-
-
-def _named(names: list[str]) -> str:
-    more = len(names) - MOST_KEYS_NAMED
-    return ", ".join(names[:MOST_KEYS_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _materialise_rotary(model: LlamaOmni) -> LlamaOmni:
@@ -234,15 +234,3 @@ def _shards(tensors: Mapping[str, Tensor], most_bytes: int) -> list[list[str]]:
 
 def _nbytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _write_whole(path: Path, tensors: dict[str, Tensor]) -> None:
-    beside = path.with_name(path.name + ".partial")
-    save_file(tensors, beside, metadata={"format": "pt"})
-    os.replace(beside, path)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(beside, path)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
 from transformers import LlamaConfig
 
+from backbones.llama_omni.config_checks import check_values, check_whole_number
+
+logger = logging.getLogger(__name__)
+
 MODEL_TYPE = "omni_speech2s_llama"
 MEL_FRAMES_PER_ENCODER_FRAME = 2
 """The encoder's second convolution has stride 2: 100 Hz mel frames become 50 Hz encoder frames."""
-
-# Rotary variants whose frequencies depend on the length seen would make a cached and an uncached pass differ.
-STATIC_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 LLAMA_3_1_ROPE = {
     "factor": 8.0,
@@ -33,6 +35,7 @@ OWN_KEYS = (
     "speech_projector_hidden_size",
     "speech_generator_window",
 )
+NOT_IN_THE_FILE = ("other_published_keys", "generation_config")
 REQUIRED_KEYS = (
     "vocab_size",
     "hidden_size",
@@ -50,12 +53,22 @@ REQUIRED_KEYS = (
 )
 
 
-def whisper_heads(hidden_size: int) -> int:
-    """Attention heads of a whisper encoder, which its weights' shapes do not tell.
+WHISPER_HEADS = {384: 6, 512: 8, 768: 12, 1024: 16, 1280: 20}
+"""Attention heads of each published whisper encoder by its width; the shapes of its weights do not tell them."""
 
-    Every published size has 64 channels a head (384 -> 6 ... 1280 -> 20); never fewer than two heads.
-    """
-    return max(2, hidden_size // 64)
+
+def assumed_heads(encoder_width: int) -> int:
+    """Heads of a speech encoder that nothing states: the published whisper's of this width, else 64 channels a head."""
+    if encoder_width in WHISPER_HEADS:
+        return WHISPER_HEADS[encoder_width]
+    heads = max(2, encoder_width // 64)
+    logger.warning(
+        "config.json does not say how many attention heads the speech encoder has, and no published whisper is %d "
+        "wide: assuming %d. Give speech_encoder_heads to from_checkpoint, or in config.json, to be sure.",
+        encoder_width,
+        heads,
+    )
+    return heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +120,11 @@ class LlamaOmniConfig:
 
     other_published_keys: dict[str, Any] = field(default_factory=dict)
     """Keys of a `config.json` that no code here reads; kept so that saving writes them back."""
+    generation_config: dict[str, Any] | None = None
+    """Content of a `generation_config.json`, kept for saving; its end and padding ids are this config's own."""
 
     def __post_init__(self) -> None:
+        check_values(vars(self))
         supported = {
             "speech_encoder_type": "whisper",
             "speech_projector_type": "linear",
@@ -118,18 +134,6 @@ class LlamaOmniConfig:
             given = field_value(self, name)
             if only not in given.lower():
                 raise ValueError(f"{name} {given!r} is not supported; only {only!r} is")
-        if self.rope_type not in STATIC_ROPE_TYPES:
-            raise ValueError(f"rope type {self.rope_type!r} is not supported; use one of {STATIC_ROPE_TYPES}")
-        for name in ("hidden_size", "num_hidden_layers", "speech_encoder_ds_rate", "ctc_upsample_factor"):
-            if field_value(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {field_value(self, name)}")
-        if self.speech_generator_window is not None and self.speech_generator_window < 1:
-            raise ValueError(f"speech_generator_window must be at least 1 or None, got {self.speech_generator_window}")
-        if self.speech_encoder_hidden_size % self.speech_encoder_heads:
-            raise ValueError(
-                f"speech_encoder_hidden_size {self.speech_encoder_hidden_size} is not a multiple of "
-                f"speech_encoder_heads {self.speech_encoder_heads}"
-            )
         self.speech_generator_dimensions  # noqa: B018  (raises on a malformed string)
 
     @property
@@ -145,6 +149,8 @@ class LlamaOmniConfig:
             raise ValueError(
                 f'ctc_decoder_config must read "(layers,width,heads,mlp width)", got {self.ctc_decoder_config!r}'
             ) from error
+        if min(layers, width, heads, mlp_width) < 1:
+            raise ValueError(f"ctc_decoder_config {self.ctc_decoder_config!r}: every number must be at least 1")
         if width % heads or (width // heads) % 2:
             raise ValueError(f"ctc_decoder_config {self.ctc_decoder_config!r}: width / heads must be even and whole")
         return layers, width, heads, mlp_width
@@ -222,14 +228,18 @@ class LlamaOmniConfig:
         given.setdefault("bos_token_id", 1)
         given.setdefault("max_position_embeddings", 2048)
         given.setdefault("rms_norm_eps", 1e-6)
-        if "rope_parameters" in given:
-            rope = dict(given.pop("rope_parameters"))
+        if given.get("rope_parameters") is not None:
+            rope = given.pop("rope_parameters")
+            if not isinstance(rope, dict):
+                raise ValueError(f"rope_parameters must be a mapping, got {rope!r}")
             given["rope_theta"] = rope.pop("rope_theta", given["rope_theta"])
             given["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else rope
-        if given["rope_scaling"] is not None and "type" in given["rope_scaling"]:
+        if isinstance(given["rope_scaling"], dict) and "type" in given["rope_scaling"]:
             given["rope_scaling"].setdefault("rope_type", given["rope_scaling"].pop("type"))
-        given.setdefault("speech_encoder_heads", whisper_heads(given["speech_encoder_hidden_size"]))
-        names = {f.name for f in fields(cls)} - {"other_published_keys"}
+        if given.get("speech_encoder_heads") is None:
+            check_whole_number("speech_encoder_hidden_size", given["speech_encoder_hidden_size"])
+            given["speech_encoder_heads"] = assumed_heads(given["speech_encoder_hidden_size"])
+        names = {f.name for f in fields(cls)} - set(NOT_IN_THE_FILE)
         other = {key: value for key, value in given.items() if key not in names}
         return cls(**{key: value for key, value in given.items() if key in names}, other_published_keys=other)
 
@@ -238,12 +248,12 @@ class LlamaOmniConfig:
         written: dict[str, Any] = {"architectures": ["OmniSpeech2SLlamaForCausalLM"], "model_type": MODEL_TYPE}
         written |= copy.deepcopy(self.other_published_keys)
         for f in fields(self):
-            if f.name in OWN_KEYS or f.name == "other_published_keys":
+            if f.name in (*OWN_KEYS, *NOT_IN_THE_FILE):
                 continue
             value = field_value(self, f.name)
             if value is not None:
                 written[f.name] = copy.deepcopy(value)
-        if self.speech_encoder_heads != whisper_heads(self.speech_encoder_hidden_size):
+        if self.speech_encoder_heads != WHISPER_HEADS.get(self.speech_encoder_hidden_size):
             written["speech_encoder_heads"] = self.speech_encoder_heads
         if self.speech_generator_window is not None:
             written["speech_generator_window"] = self.speech_generator_window
