@@ -36,7 +36,7 @@ def draw_experiment(
             folder / "recall_by_distance.png", last_metrics, names.RECALL_BY_DISTANCE, distance_edges,
             "Recall of facts by distance", "positions between statement and question", "share recalled exactly",
         ),
-        _learning_figure(folder / "learning_curves.png", curves),
+        _learning_figure(folder / "learning_curves.png", last_metrics, curves),
     ]  # fmt: skip
 
 
@@ -68,7 +68,9 @@ def _draw_chance(axes: Axes, arms: Mapping[str, Mapping[str, float]]) -> None:
     axes.set_ylim(-0.03, 1.03)
 
 
-def _learning_figure(path: Path, curves: Mapping[str, Mapping[str, Curve]]) -> Path:
+def _learning_figure(
+    path: Path, last_metrics: Mapping[str, Mapping[str, float]], curves: Mapping[str, Mapping[str, Curve]]
+) -> Path:
     panels = {
         names.VALIDATION_TEXT_LOSS: "validation: nats per text token",
         names.VALIDATION_CTC_LOSS: "validation: CTC nats per unit",
@@ -84,6 +86,8 @@ def _learning_figure(path: Path, curves: Mapping[str, Mapping[str, Curve]]) -> P
             rows = logged.get(metric, [])
             axes.plot([step for step, _ in rows], [value for _, value in rows], label=arm, linewidth=1)
         axes.set(title=title, xlabel="optimiser steps")
+        if metric == names.RECALL_ALL:
+            _draw_chance(axes, last_metrics)
     return _finished(figure, grid, path)
 
 

@@ -20,6 +20,10 @@ from experiments.harness.report import ArmResult, chance_line, result_table
 
 INTERRUPTED = 130
 CONFIG_FILE = "config.json"
+TOKENS_OF_PRETRAINED_WEIGHTS = (
+    "the conversations are tokenised by their own BPE, not by the checkpoint's tokenizer: its text embeddings start as those "
+    "of other words. Sizes, memory and speed are the checkpoint's; its loss and recall say nothing of its pretraining"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,8 @@ def run_experiment(config: ExperimentConfig, options: RunOptions) -> int:
     print(f"{config.recipe} at scale {config.scale}, seed {config.seed}: {len(arms)} arms -> {folder}", flush=True)
     data = prepare_data(config, options.data_dir, skips_bad_audio=options.skips_bad_audio)
 
+    if options.weights is not None:
+        print(f"note: {TOKENS_OF_PRETRAINED_WEIGHTS}", flush=True)
     tasks = [
         ArmTask(
             config=config,
