@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,18 +28,33 @@ def load_backbone(
 
     scale: its size with random weights; `full` has the published dimensions. weights: a folder in the model's
     published format, whose own dimensions then hold. ttt: a `TTTConfig`, or a mapping of its fields in which
-    what is left open is the model's own. Raises ValueError for an unknown name.
+    what is left open is the model's own. Raises ValueError for an unknown name, and for fields TTTConfig does not have.
     """
     if name not in BACKBONES:
         raise ValueError(f"no backbone {name!r}; there is {', '.join(BACKBONES)}")
     # Imported here: a backbone's libraries are loaded only by those who use it.
     from backbones.llama_omni import LlamaOmni, LlamaOmniConfig
 
+    if ttt is not None:
+        _check_ttt_fields(ttt)  # before the minutes that loading takes
     config = LlamaOmniConfig.at_scale(scale)
     model = LlamaOmni(config) if weights is None else LlamaOmni.from_checkpoint(weights)
     if ttt is not None:
         mount_on_top_quarter(model.llm, ttt)
     return model
+
+
+def _check_ttt_fields(ttt: object) -> None:
+    from ttt_core import TTTConfig
+
+    known = [field.name for field in dataclasses.fields(TTTConfig)]
+    if isinstance(ttt, TTTConfig):
+        return
+    if not isinstance(ttt, Mapping):
+        raise ValueError(f"ttt must be a TTTConfig or a mapping of its fields ({{}} for the usual ones), got {ttt!r}")
+    unknown = [name for name in ttt if name not in known]
+    if unknown:
+        raise ValueError(f"TTTConfig has no field {unknown}; it has {known}")
 
 
 def mount_on_top_quarter(llm: PreTrainedModel, ttt: TTTConfig | Mapping[str, Any]) -> None:
@@ -48,6 +64,7 @@ def mount_on_top_quarter(llm: PreTrainedModel, ttt: TTTConfig | Mapping[str, Any
     """
     from ttt_core import TTTConfig, mount
 
+    _check_ttt_fields(ttt)
     host = llm.config
     if not isinstance(ttt, TTTConfig):
         fields: dict[str, Any] = {"hidden_size": host.hidden_size, **ttt}

@@ -165,16 +165,62 @@ def test_seeds_repeat_and_minimum_lengths_hold(model: LlamaOmni) -> None:
     assert first not in longer.text_ids[0, :3]
 
 
+def test_a_reply_is_the_same_in_training_mode_and_leaves_every_part_in_its_mode(mels: list[Tensor]) -> None:
+    model = LlamaOmni.tiny(seed=4, initializer_range=0.3, attention_dropout=0.5).train()
+    model.speech_encoder.eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+
+    def modes_now() -> dict[str, bool]:
+        return {name: module.training for name, module in model.named_modules()}
+
+    replies = [model.generate(IDS[:1], mels[:2], max_new_tokens=6, eos_token_id=[]) for _ in range(2)]
+    expected = copy.deepcopy(model).eval().generate(IDS[:1], mels[:2], max_new_tokens=6, eos_token_id=[])
+    for reply in replies:
+        assert torch.equal(reply.text_ids, expected.text_ids) and torch.equal(reply.ctc_frames, expected.ctc_frames)
+    assert modes_now() == modes
+    stream = model.stream(IDS[:1], mels[:2], max_new_tokens=6, eos_token_id=[])
+    for number in range(3):
+        assert int(next(stream).token_ids) == int(expected.text_ids[0, number])
+        assert modes_now() == modes, "while the caller has control"
+    stream.close()
+    with pytest.raises(ValueError, match="speech segments"):
+        model.generate(IDS[:1], mels[:1])
+    assert modes_now() == modes
+
+
+def test_logits_with_nothing_to_choose_from_are_refused() -> None:
+    logits = torch.zeros(3, 5)
+    logits[1, 2], logits[2] = torch.nan, -torch.inf
+    for temperature in (0.0, 1.0):
+        with pytest.raises(ValueError, match=r"token 7 of sample \[1, 2\].*NaN"):
+            TokenChoice(temperature=temperature).choose(logits, step=7)
+    masked = torch.tensor([[-torch.inf, 0.5, -torch.inf]])
+    assert TokenChoice().choose(masked, step=0).tolist() == [1]
+    damaged = LlamaOmni.tiny()
+    damaged.llm.lm_head.weight.data[3] = torch.nan
+    with pytest.raises(ValueError, match="weights are damaged"):
+        damaged.generate(IDS[1:2, :3])
+
+
 def test_wishes_that_cannot_be_met_are_refused(model: LlamaOmni) -> None:
     ids = IDS[1:2, :3]
     for match, options in {
         "max_new_tokens": {"max_new_tokens": 0},
         "temperature": {"temperature": -1.0},
+        "temperature .* got nan": {"temperature": float("nan")},
+        "min_new_tokens": {"min_new_tokens": -1},
+        r"min_new_tokens must be 0 to max_new_tokens \(3\)": {"min_new_tokens": 4, "max_new_tokens": 3},
+        "eos_token_id must be token ids from 0 to 319, got 320": {"eos_token_id": 320},
+        r"eos_token_id .* got \[2, -1\]": {"eos_token_id": [2, -1]},
+        "eos_token_id .* got 2.0": {"eos_token_id": 2.0},
+        "pad_token_id": {"pad_token_id": 320},
         "top_p": {"top_p": 0.0},
         "prefill_chunk": {"prefill_chunk": 0},
         "not both": {"seed": 1, "random": torch.Generator()},
     }.items():
         with pytest.raises(ValueError, match=match):
             model.generate(ids, **options)
+    with pytest.raises(ValueError, match=r"at least one sample, got \(0, 3\)"):
+        model.generate(torch.zeros(0, 3, dtype=torch.long))
     with pytest.raises(ValueError, match="no token"):
         model.generate(ids, attention_mask=torch.zeros(1, 3))

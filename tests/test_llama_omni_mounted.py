@@ -112,3 +112,12 @@ def test_a_backbone_takes_ttt_in_the_top_quarter_of_its_layers() -> None:
         assert reply.past is not None
         assert list(reply.past.cache.states) == [3]
         assert reply.past.cache[3].W1.shape == (1, 4, 16, 16)
+
+
+@pytest.mark.parametrize(
+    "ttt, match",
+    [({"foo": 1}, r"TTTConfig has no field \['foo'\]"), (True, "TTTConfig or a mapping"), (False, "got False")],
+)
+def test_ttt_settings_that_are_none_are_refused_before_anything_is_built(ttt: object, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        load_backbone("llama-omni", weights="nowhere", ttt=ttt)

@@ -143,6 +143,49 @@ def test_a_mismatch_of_speech_tokens_and_segments_is_refused(model: LlamaOmni, s
         model(torch.tensor([[5, -200], [-200, 6]]), speech=[mel_like(30, s) for s in range(segments)])
 
 
+@pytest.mark.parametrize("wrong", [320, -1, -201, 10**9])
+def test_ids_and_labels_beyond_the_vocabulary_are_refused_where_they_count(model: LlamaOmni, wrong: int) -> None:
+    ids = torch.tensor([[5, wrong, 7]])
+    with pytest.raises(ValueError, match=rf"input_ids must lie in 0 to 319 .*{wrong}"):
+        model(ids)
+    with pytest.raises(ValueError, match=rf"labels must lie in 0 to 319 .*{wrong}"):
+        model(torch.tensor([[5, 6, 7]]), labels=ids)
+    padding = torch.tensor([[1, 0, 1]])
+    assert torch.equal(model(ids, attention_mask=padding).logits, model(ids[:, ::2]).logits)
+
+
+def test_ids_that_are_no_whole_numbers_or_no_sample_at_all_are_refused(model: LlamaOmni) -> None:
+    with pytest.raises(ValueError, match=r"input_ids must be whole numbers, got torch.float32"):
+        model(torch.tensor([[1.0, 2.0]]))
+    with pytest.raises(ValueError, match="labels must be whole numbers"):
+        model(torch.tensor([[1, 2]]), labels=torch.tensor([[1.0, 2.0]]))
+    with pytest.raises(ValueError, match=r"at least one sample, got \(0, 3\)"):
+        model(torch.zeros(0, 3, dtype=torch.long))
+
+
+def test_encoder_frames_that_make_no_whole_positions_are_refused(model: LlamaOmni) -> None:
+    for shape in ((7, 32), (10, 31), (2, 5, 32)):
+        with pytest.raises(ValueError, match="frames a multiple of 5"):
+            model.speech_features(SpeechFrames((torch.zeros(shape),)))
+    assert model.speech_features(SpeechFrames((torch.zeros(10, 32),)))[0].shape == (2, 64)
+
+
+@pytest.mark.parametrize(
+    "target_units, match",
+    [
+        ([[1, 2], [3]], "sample 0 is a list of int"),
+        ([torch.tensor([1]), [SpokenTurn(2, 5, torch.tensor([1]))]], "sample 0 is a Tensor"),
+        ([SpokenTurn(2, 5, torch.tensor([1]))] * 2, "sample 0 is a SpokenTurn"),
+        (torch.tensor([1, 2]), r"must be \(batch, units\), got \(2,\)"),
+        (torch.ones(2, 2), "units as whole numbers, got torch.float32"),
+    ],
+)
+def test_target_units_of_another_form_are_refused(model: LlamaOmni, target_units: object, match: str) -> None:
+    ids, mask, labels, speech = spoken_batch(model)
+    with pytest.raises(ValueError, match=match):
+        model(ids, speech=speech, labels=labels, target_units=target_units, attention_mask=mask)
+
+
 def spoken_batch(model: LlamaOmni) -> tuple[Tensor, Tensor, Tensor, SpeechFrames]:
     ids = torch.tensor([[5, -200, 6, 7, 8, 9, -200, 10, 11, 12], [13, 14, 15, 16, 17, 0, 0, 0, 0, 0]])
     mask = torch.tensor([[1] * 10, [1] * 5 + [0] * 5])

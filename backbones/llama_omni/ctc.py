@@ -73,6 +73,8 @@ def check_units(units: Tensor, unit_vocab_size: int, where: str) -> None:
     """Raises ValueError unless `units` is a non-empty (U,) of ids below `unit_vocab_size`."""
     if units.dim() != 1 or units.numel() == 0:
         raise ValueError(f"{where} needs at least one unit in a one-dimensional tensor, got {tuple(units.shape)}")
+    if units.is_floating_point() or units.dtype == torch.bool:
+        raise ValueError(f"{where} needs units as whole numbers, got {units.dtype}")
     low, high = int(units.min()), int(units.max())
     if low < 0 or high >= unit_vocab_size:
         raise ValueError(f"{where} has units from {low} to {high}; the generator knows 0 to {unit_vocab_size - 1}")

@@ -8,7 +8,8 @@ Only the last hidden state is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from transformers.cache_utils import Cache
 
 from backbones.llama_omni.ctc import collapse_frames
 from backbones.llama_omni.speech_encoder import SpeechInput
-from backbones.llama_omni.token_choice import TokenChoice, padding_token_id, random_source
+from backbones.llama_omni.token_choice import TokenChoice, checked_token_ids, padding_token_id, random_source
 
 if TYPE_CHECKING:
     from backbones.llama_omni.generator import GeneratorState
@@ -80,16 +81,12 @@ class ReplyStep:
 
 @dataclass(frozen=True)
 class SpokenReply:
-    """text_ids (B, N), padded after a sample's end; ctc_frames (B, 25 N), blank there; units of each sample.
-
-    `durations` is for a caller who sets them: without it the vocoder predicts how long each unit lasts.
-    """
+    """text_ids (B, N), padded after a sample's end; ctc_frames (B, 25 N), blank there; units of each sample."""
 
     text_ids: Tensor
     ctc_frames: Tensor | None
     units_per_sample: list[Tensor]
     past: ConversationPast | None
-    durations: Tensor | None = None
 
     @property
     def units(self) -> Tensor:
@@ -143,6 +140,8 @@ def stream_reply(
 ) -> Iterator[ReplyStep]:
     """Yields the reply token by token, each with its speech; memory grows with the language model's cache only.
 
+    The model works in eval mode and is back in its own mode whenever the caller has control.
+
     input_ids (B, N) with -200 where speech stands; attention_mask (B, N) drops padding. eos_token_id None takes the
     config's. `speech_window`: how many recent frames the speech generator sees (default: the config's
     `speech_generator_window`). `prefill_chunk` reads the prompt that many positions at a time. `use_cache=False`
@@ -153,9 +152,11 @@ def stream_reply(
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     if past is not None and not use_cache:
         raise ValueError("a conversation continued from `past` needs use_cache=True")
-    ends = (
-        model.config.end_token_ids if eos_token_id is None else tuple(torch.tensor([eos_token_id]).flatten().tolist())
-    )
+    if not 0 <= min_new_tokens <= max_new_tokens:
+        raise ValueError(f"min_new_tokens must be 0 to max_new_tokens ({max_new_tokens}), got {min_new_tokens}")
+    vocab_size = model.config.vocab_size
+    given_ends = model.config.end_token_ids if eos_token_id is None else eos_token_id
+    ends = checked_token_ids("eos_token_id", given_ends, vocab_size)
     choice = TokenChoice(
         temperature=temperature,
         top_p=top_p,
@@ -164,24 +165,40 @@ def stream_reply(
         random=random_source(seed, random, model.device),
     )
     padding_id = padding_token_id(pad_token_id, model.config.pad_token_id, ends)
+    checked_token_ids("pad_token_id", padding_id, vocab_size)
     reader = _Reader(model, use_cache, prefill_chunk)
-    state = reader.start(input_ids, speech, attention_mask, past)
     batch = input_ids.shape[0]
     window = model.speech_generator.window if speech_window is None else speech_window
     voice = _SpeechStream(model, batch, window) if speak else None
-    running = torch.ones(batch, dtype=torch.bool, device=state.device)
-    pending = torch.zeros(batch, dtype=torch.long, device=state.device)
+    running = torch.ones(batch, dtype=torch.bool, device=model.device)
+    tokens = pending = torch.zeros(batch, dtype=torch.long, device=model.device)
     for step in range(max_new_tokens):
-        chosen = choice.choose(model.llm.lm_head(state), step)
-        tokens = torch.where(running, chosen, padding_id)
-        pending = torch.where(running, chosen, pending)
-        frames, units = voice.say(state, running) if voice else (None, [])
+        with _evaluating(model):
+            state = (
+                reader.read_token(tokens, running) if step else reader.start(input_ids, speech, attention_mask, past)
+            )
+            chosen = choice.choose(model.llm.lm_head(state), step)
+            tokens = torch.where(running, chosen, padding_id)
+            pending = torch.where(running, chosen, pending)
+            frames, units = voice.say(state, running) if voice else (None, [])
         spoken = running
         running = running & ~torch.isin(chosen, torch.tensor(ends, device=chosen.device, dtype=chosen.dtype))
         yield ReplyStep(tokens, spoken, frames, units, reader.past(pending))
-        if step + 1 == max_new_tokens or not bool(running.any()):
+        if not bool(running.any()):
             return
-        state = reader.read_token(tokens, running)
+
+
+@contextlib.contextmanager
+def _evaluating(model: LlamaOmni) -> Generator[None]:
+    """Eval mode for the time being: what dropout or a training-only path does has no place in a reply."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def generate_reply(

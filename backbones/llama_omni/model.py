@@ -146,6 +146,7 @@ class LlamaOmni(nn.Module):
             self.llm.get_input_embeddings(),
             input_ids.to(self.device),
             [] if speech is None else self.speech_features(speech),
+            vocab_size=self.config.vocab_size,
             attention_mask=None if attention_mask is None else attention_mask.to(self.device),
             labels=None if labels is None else labels.to(self.device),
             padding_side=padding_side,

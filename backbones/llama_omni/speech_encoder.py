@@ -91,6 +91,12 @@ class SpeechProjector(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """(frames, E), frames a multiple of `frames_per_position` -> (positions, C)."""
+        width = self.linear1.in_features // self.frames_per_position
+        if frames.dim() != 2 or frames.shape[0] % self.frames_per_position or frames.shape[1] != width:
+            raise ValueError(
+                f"encoder frames of a speech segment must be (frames, {width}), frames a multiple of "
+                f"{self.frames_per_position}, got {tuple(frames.shape)}; encode_speech gives such"
+            )
         joined = frames.reshape(frames.shape[0] // self.frames_per_position, -1)
         return self.linear2(torch.relu(self.linear1(joined)))
 

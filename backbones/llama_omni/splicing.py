@@ -47,6 +47,7 @@ def splice_speech(
     input_ids: Tensor,
     speech_features: Sequence[Tensor],
     *,
+    vocab_size: int,
     attention_mask: Tensor | None,
     labels: Tensor | None,
     padding_side: PaddingSide,
@@ -54,17 +55,22 @@ def splice_speech(
     """Replaces each -200 of `input_ids` (B, N) by the next of `speech_features` (positions, C), in reading order.
 
     `attention_mask` (B, N) drops padding tokens, wherever they stand. Raises ValueError where the number of segments
-    and the number of -200 differ.
+    and the number of -200 differ, and for an id or a label that is neither special nor below `vocab_size`.
     """
-    if input_ids.dim() != 2:
-        raise ValueError(f"input_ids must be (batch, tokens), got shape {tuple(input_ids.shape)}")
+    if input_ids.dim() != 2 or input_ids.shape[0] == 0:
+        raise ValueError(f"input_ids must be (batch, tokens) with at least one sample, got {tuple(input_ids.shape)}")
     for name, other in (("attention_mask", attention_mask), ("labels", labels)):
         if other is not None and other.shape != input_ids.shape:
             raise ValueError(
                 f"{name} has shape {tuple(other.shape)}, input_ids {tuple(input_ids.shape)}; must be equal"
             )
     real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    wanted = int(((input_ids == SPEECH_TOKEN_ID) & real).sum())
+    is_speech = input_ids == SPEECH_TOKEN_ID
+    _check_ids("input_ids", input_ids, real & ~is_speech, vocab_size, f"{SPEECH_TOKEN_ID} for speech")
+    if labels is not None:
+        labelled = real & ~is_speech & (labels != IGNORED_LABEL)
+        _check_ids("labels", labels, labelled, vocab_size, f"{IGNORED_LABEL} for no loss")
+    wanted = int((is_speech & real).sum())
     if wanted != len(speech_features):
         raise ValueError(
             f"input_ids hold {wanted} speech tokens ({SPEECH_TOKEN_ID}) but {len(speech_features)} speech segments "
@@ -88,6 +94,14 @@ def splice_speech(
         labels=None if labels is None else _pad(row_labels, IGNORED_LABEL, padding_side),
         padding_side=padding_side,
     )
+
+
+def _check_ids(name: str, ids: Tensor, used: Tensor, vocab_size: int, special: str) -> None:
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(f"{name} must be whole numbers, got {ids.dtype}")
+    wrong = ids[used & ((ids < 0) | (ids >= vocab_size))]
+    if wrong.numel():
+        raise ValueError(f"{name} must lie in 0 to {vocab_size - 1} ({special}), got {wrong[:4].tolist()}")
 
 
 def _splice_sample(

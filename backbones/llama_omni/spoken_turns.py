@@ -26,12 +26,12 @@ def spoken_states(
     With a plain sequence of units a sample, all its labelled tokens are one turn. `alignment` None: "predicting" for
     turns, "original" for plain sequences.
     """
+    if len(target_units) != hidden.shape[0]:
+        raise ValueError(f"target_units hold {len(target_units)} samples, the batch {hidden.shape[0]}")
     by_turn = _is_by_turn(target_units)
     alignment = alignment or ("predicting" if by_turn else "original")
     if alignment not in POSITIONS_BEFORE_TOKEN:
         raise ValueError(f"ctc_alignment must be 'predicting' or 'original', got {alignment!r}")
-    if len(target_units) != hidden.shape[0]:
-        raise ValueError(f"target_units hold {len(target_units)} samples, the batch {hidden.shape[0]}")
     if by_turn:
         turns = _turn_positions(spliced, cast(Sequence[Sequence[SpokenTurn]], target_units))
     else:
@@ -49,12 +49,26 @@ def spoken_states(
 
 
 def _is_by_turn(target_units: TargetUnits) -> bool:
+    """Whether turns are given. Raises ValueError for anything but the three forms of `TargetUnits`."""
     if isinstance(target_units, Tensor):
+        if target_units.dim() != 2:
+            raise ValueError(f"target_units as a tensor must be (batch, units), got {tuple(target_units.shape)}")
         return False
-    kinds = {isinstance(sample, Tensor) for sample in target_units}
-    if len(kinds) != 1:
-        raise ValueError("target_units must hold one tensor a sample or one list of SpokenTurn a sample, not both")
-    return not kinds.pop()
+    if all(isinstance(sample, Tensor) for sample in target_units):
+        return False
+    for number, sample in enumerate(target_units):
+        is_turns = isinstance(sample, Sequence) and all(isinstance(turn, SpokenTurn) for turn in sample)
+        if not is_turns:
+            raise ValueError(
+                f"target_units must be one tensor of units a sample, or one list of SpokenTurn a sample; sample "
+                f"{number} is {_kind(sample)}"
+            )
+    return True
+
+
+def _kind(sample: object) -> str:
+    inner = sorted({type(item).__name__ for item in sample}) if isinstance(sample, list | tuple) else []
+    return f"a {type(sample).__name__}" + (f" of {', '.join(inner)}" if inner else "")
 
 
 def _turn_positions(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,14 +21,20 @@ class TokenChoice:
     random: torch.Generator | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature must be 0 (greedy) or more and finite, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
 
     def choose(self, logits: Tensor, step: int) -> Tensor:
-        """(B, V) logits -> (B,) token ids."""
+        """(B, V) logits -> (B,) token ids. Raises ValueError where a row has NaN or nothing to choose from."""
         logits = logits.float()
+        unusable = logits.isnan().any(dim=1) | ~logits.isfinite().any(dim=1)
+        if bool(unusable.any()):
+            raise ValueError(
+                f"token {step} of sample {unusable.nonzero().flatten().tolist()} cannot be chosen: its logits hold NaN "
+                f"or no finite number; the weights are damaged, or too large for their dtype"
+            )
         if step < self.min_new_tokens and self.end_token_ids:
             logits = logits.index_fill(1, torch.tensor(self.end_token_ids, device=logits.device), -torch.inf)
         if self.temperature == 0:
@@ -44,6 +52,14 @@ def random_source(seed: int | None, random: torch.Generator | None, device: torc
     if seed is not None and random is not None:
         raise ValueError("give a seed or a torch.Generator, not both")
     return random if seed is None else torch.Generator(device).manual_seed(seed)
+
+
+def checked_token_ids(name: str, given: int | Sequence[int], vocab_size: int) -> tuple[int, ...]:
+    """The ids as a tuple. Raises ValueError unless each is a whole number within the vocabulary."""
+    ids = (given,) if isinstance(given, int) else tuple(given) if isinstance(given, Sequence) else (given,)
+    if any(type(token) is not int or not 0 <= token < vocab_size for token in ids):
+        raise ValueError(f"{name} must be token ids from 0 to {vocab_size - 1}, got {given!r}")
+    return ids
 
 
 def padding_token_id(given: int | None, configured: int | None, ends: tuple[int, ...]) -> int:
