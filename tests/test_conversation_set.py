@@ -6,6 +6,8 @@ import gzip
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from backbones.speech import UnitCodebook
 from experiments.data import synthetic
 from experiments.data.dataset import ConversationSet
 from experiments.data.espeak import EspeakError, SpeechJob, speak_to_files
-from experiments.data.folders import CorruptCacheError
+from experiments.data.folders import CorruptCacheError, whole_folder
 from experiments.data.packing import default_speech_positions, pack
 from experiments.data.spec import ConversationSpec
 from experiments.data.synthetic import build_conversations
@@ -75,8 +77,12 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_same_spec_gives_the_same_bytes_on_other_processes_and_threads(cache: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
-    build_conversations(SPEC, tmp_path, progress=False, processes=2)
+    try:
+        build_conversations(SPEC, tmp_path, progress=False, processes=2)
+    finally:
+        torch.set_num_threads(before)
     assert _contents(tmp_path) == _contents(cache)
 
 
@@ -224,6 +230,80 @@ def test_bad_sound_that_every_conversation_uses_leaves_an_error_not_an_empty_set
         wav.unlink()
     with pytest.raises(CorruptCacheError, match="every conversation"):
         build_conversations(SPEC, own_cache, progress=False, skip_bad_audio=True)
+
+
+def test_bad_sound_that_empties_one_split_is_an_error_not_a_set_without_it(
+    dataset: ConversationSet, own_cache: Path
+) -> None:
+    spec = ConversationSpec(**{**vars(SPEC), "validation_conversations": 1})
+    whole = build_conversations(spec, own_cache, progress=False)
+    training = [{t.utterance_id for t in whole[i].turns} for i in whole.split_indices("train")]
+    validation = {t.utterance_id for t in whole[whole.split_indices("validation")[0]].turns}
+    whole.pool.samples_path(next(u for u in sorted(validation) if not all(u in used for used in training))).unlink()
+    with pytest.raises(CorruptCacheError, match=r"every one of the 1 validation conversations .* delete the folder"):
+        build_conversations(spec, own_cache, progress=False, skip_bad_audio=True)
+    without = ConversationSpec(**{**vars(SPEC), "validation_conversations": 0})
+    assert build_conversations(without, own_cache, progress=False, skip_bad_audio=True).split_indices("train")
+
+
+def test_a_pool_spoken_by_another_version_of_the_engine_is_refused_and_opened_where_there_is_none(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_engine() -> str:
+        raise EspeakError("espeak-ng is not installed")
+
+    monkeypatch.setattr(synthetic, "engine_version", lambda: "9.9.9")
+    with pytest.raises(
+        ValueError, match=r"was spoken by espeak-ng \S+, installed is espeak-ng 9.9.9: delete the folder"
+    ):
+        build_conversations(SPEC, own_cache, progress=False)
+    monkeypatch.setattr(synthetic, "engine_version", no_engine)
+    assert len(build_conversations(SPEC, own_cache, progress=False)) == 7
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "3", '{"mel.npy": 5}'])
+@pytest.mark.parametrize("kind", ["pool", "conversations"])
+def test_checksums_that_list_nothing_or_not_everything_are_an_error(kind: str, content: str, own_cache: Path) -> None:
+    next(own_cache.glob(f"{kind}-*/checksums.json")).write_text(content)
+    with pytest.raises(CorruptCacheError, match=r"checksums.json .* delete the folder"):
+        build_conversations(SPEC, own_cache, progress=False, skip_bad_audio=True)
+
+
+def test_a_cache_that_cannot_be_written_to_says_what_to_give(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for cache_dir in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match="give as cache_dir a folder that can be written to"):
+            build_conversations(SPEC, cache_dir, progress=False)
+
+
+def _filling_killed(target: Path) -> None:
+    """Has a process of its own begin to fill `target` and die at it."""
+    program = (
+        "import os, sys; from pathlib import Path; from experiments.data.folders import whole_folder\n"
+        "with whole_folder(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'half').write_text('')\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    root = Path(synthetic.__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", program, str(target)], cwd=root, check=False).returncode == -9
+
+
+def test_what_a_killed_builder_left_is_swept_away_and_a_living_ones_folder_is_not(tmp_path: Path) -> None:
+    target = tmp_path / "pool-1"
+    _filling_killed(target)
+    (left_behind,) = tmp_path.iterdir()
+    assert (left_behind / "half").is_file() and not target.exists()
+    elsewhere = tmp_path / ".filling-pool-1-another-machine-1-0123abcd"
+    elsewhere.mkdir()
+    with whole_folder(target) as first:
+        assert not left_behind.exists() and elsewhere.exists()
+        (first / "by").write_text("the first")
+        with whole_folder(target) as second:
+            assert first.exists()
+            (second / "by").write_text("the second")
+        assert (target / "by").read_text() == "the second"
+    assert (target / "by").read_text() == "the second", "who comes last finds it made"
+    assert sorted(tmp_path.iterdir()) == sorted([elsewhere, target])
 
 
 @pytest.mark.parametrize("name", ["mel.npy", "units.npy", "tokenizer.json", "conversations.jsonl", "checksums.json"])

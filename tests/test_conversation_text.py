@@ -171,6 +171,50 @@ def test_a_spec_that_makes_no_sense_says_what_it_should_be(fields: dict, message
         ConversationSpec(**fields)
 
 
+WHOLE_NUMBERS = (
+    "positions",
+    "conversations",
+    "validation_conversations",
+    "seed",
+    "subjects",
+    "subject_words",
+    "values",
+    "subjects_per_conversation",
+    "small_talk",
+    "n_mels",
+    "unit_vocab_size",
+    "unit_fit_utterances",
+    "text_vocab_size",
+)
+
+
+@pytest.mark.parametrize("name", WHOLE_NUMBERS)
+def test_a_whole_number_is_nothing_else(name: str) -> None:
+    usual = {**vars(ConversationSpec()), "subjects_per_conversation": 3}
+    wrong: list[object] = [float(usual[name]), True, str(usual[name])]
+    for given in wrong if name == "subjects_per_conversation" else [*wrong, None]:
+        with pytest.raises(ValueError, match=f"{name} must be a whole number, got {given!r}"):
+            ConversationSpec(**{**usual, name: given})
+
+
+@pytest.mark.parametrize(
+    "name", ["event_share", "early_share", "restate_probability", "pause_median_s", "pause_spread"]
+)
+def test_a_share_or_a_time_is_a_number(name: str) -> None:
+    for given in ("0.5", None, True):
+        with pytest.raises(ValueError, match=f"{name} must be a number, got {given!r}"):
+            ConversationSpec(**{name: given})
+
+
+def test_voices_are_voices() -> None:
+    for given in ("en-us", None, {"language": "en-us"}):
+        with pytest.raises(ValueError, match="user_voice must be an EspeakVoice"):
+            ConversationSpec(user_voice=given)  # pyright: ignore[reportArgumentType]
+    for fields in ({"pitch": 50.0}, {"words_per_minute": "190"}, {"pitch": True}):
+        with pytest.raises(ValueError, match="must be a whole number"):
+            EspeakVoice(**fields)  # pyright: ignore[reportArgumentType]
+
+
 def test_the_digest_follows_every_field_and_the_pools_only_its_own() -> None:
     spec = ConversationSpec()
     assert spec.digest() == ConversationSpec().digest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,18 @@ TOKENIZER_FILE = "tokenizer.json"
 RECORDINGS_FILE = "recordings.jsonl.gz"
 SUPERVISIONS_FILE = "supervisions.jsonl.gz"
 CONVERSATIONS_FILE = "conversations.jsonl"
+
+POOL_FILES = (
+    SPEC_FILE,
+    UTTERANCES_FILE,
+    MEL_FILE,
+    UNITS_FILE,
+    CODEBOOK_FILE,
+    TOKENIZER_FILE,
+    RECORDINGS_FILE,
+    SUPERVISIONS_FILE,
+)
+SET_FILES = (SPEC_FILE, CONVERSATIONS_FILE)
 
 CHANNELS: dict[Speaker, int] = {"user": 0, "assistant": 1}
 
@@ -248,13 +260,15 @@ def _uses_bad_audio(line: bytes, bad_audio: dict[str, str]) -> DroppedConversati
     return None if bad is None else DroppedConversation(name=row["name"], utterance_id=bad, reason=bad_audio[bad])
 
 
-def check_files(folder: Path, skip_bad_audio: bool = False) -> dict[str, str]:
+def check_files(folder: Path, required: Sequence[str], skip_bad_audio: bool = False) -> dict[str, str]:
     """Compare every file of a cache folder with its checksum; what is wrong with the sound of which utterance.
+
+    required: files that the folder must have, sound aside.
 
     Raises CorruptCacheError for the first bad file, except for sound where `skip_bad_audio` asks to go on without.
     """
     bad_audio: dict[str, str] = {}
-    for name, what in changed_files(folder).items():
+    for name, what in changed_files(folder, required).items():
         is_audio = name.endswith(".wav")
         if is_audio and skip_bad_audio:
             bad_audio[Path(name).stem] = f"{folder / name} {what}"
@@ -269,8 +283,11 @@ def check_files(folder: Path, skip_bad_audio: bool = False) -> dict[str, str]:
 def open_conversations(
     spec: ConversationSpec, pool_folder: Path, folder: Path, bad_audio: dict[str, str]
 ) -> ConversationSet:
-    """Check the conversations' folder and open the set, without those that use an utterance of `bad_audio`."""
-    check_files(folder)
+    """Check the conversations' folder and open the set, without those that use an utterance of `bad_audio`.
+
+    Raises CorruptCacheError where that leaves nothing of a split that had conversations.
+    """
+    check_files(folder, SET_FILES)
     dataset = ConversationSet(spec, pool_folder, folder, bad_audio)
     for lost in dataset.dropped:
         _log.warning("left out conversation %s: %s", lost.name, lost.reason)
@@ -279,4 +296,11 @@ def open_conversations(
             f"every conversation of {folder} uses one of {len(bad_audio)} bad sound files, such as "
             f"{next(iter(bad_audio.values()), 'none')}: delete the folder {pool_folder} to have it made again"
         )
+    sizes: dict[Split, int] = {"train": spec.conversations, "validation": spec.validation_conversations}
+    for split, size in sizes.items():
+        if size and not dataset.split_indices(split):
+            raise CorruptCacheError(
+                f"every one of the {size} {split} conversations of {folder} uses a bad sound file, such as "
+                f"{next(iter(bad_audio.values()), 'none')}: delete the folder {pool_folder} to have it made again"
+            )
     return dataset

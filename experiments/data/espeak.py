@@ -49,6 +49,12 @@ class EspeakError(RuntimeError):
     """espeak-ng is missing, lacks a voice, or failed to speak."""
 
 
+def check_number(name: str, given: object, whole: bool) -> None:
+    """Raises ValueError unless `given` is an int (or, where `whole` is false, a float); True is no number."""
+    if type(given) is not int and (whole or type(given) is not float):
+        raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, got {given!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EspeakVoice:
     """One way of speaking.
@@ -63,6 +69,8 @@ class EspeakVoice:
     pitch: int = 50
 
     def __post_init__(self) -> None:
+        check_number("words_per_minute", self.words_per_minute, whole=True)
+        check_number("pitch", self.pitch, whole=True)
         if not 80 <= self.words_per_minute <= 450:
             raise ValueError(f"words_per_minute is {self.words_per_minute}; espeak-ng speaks at 80 to 450")
         if not 0 <= self.pitch <= 99:

@@ -31,7 +31,7 @@ def default_speech_positions(mel_frames: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SpokenTurn:
+class PackedTurn:
     """A turn of the assistant: its labelled positions [start, end), text and <eos>, and the units (U,) it is said in
     (repeats collapsed) with their durations (U,) in 20 ms.
     """
@@ -74,8 +74,8 @@ class PackedConversation:
     length: spliced positions in all, `pad_count` of them padding at the end; a multiple of the mini-batch size.
     speech_segments: utterance ids of the stretches in reading order; speech_lengths: their positions.
     turn_starts: spliced position of each exchange's <user>: where a sequence may be cut into segments for training.
-    exchanges_left_out: whole exchanges at the end that did not fit (none under the rule the conversations were drawn
-    with).
+    exchanges_left_out: whole exchanges at the end that did not fit: none under the rule the conversations were drawn
+    with, where the spec's positions are a multiple of the mini-batch size (else the last few may not fit).
     """
 
     name: str
@@ -86,7 +86,7 @@ class PackedConversation:
     pad_count: int
     speech_segments: tuple[str, ...]
     speech_lengths: tuple[int, ...]
-    spoken_turns: tuple[SpokenTurn, ...]
+    spoken_turns: tuple[PackedTurn, ...]
     recalls: tuple[Recall, ...]
     turn_starts: tuple[int, ...]
     exchanges_left_out: int
@@ -155,7 +155,7 @@ def pack(
     packer = _Packer(dataset, speech_positions)
     packer.add_id(dataset.tokenizer.bos_id, labelled=False)
     placed: list[_PlacedTurn] = []
-    spoken: list[SpokenTurn] = []
+    spoken: list[PackedTurn] = []
     turn_starts: list[int] = []
     for first in range(0, len(conversation.turns), 2):
         if packer.position + _exchange_positions(conversation, first, dataset, speech_positions) > limit:
@@ -204,7 +204,7 @@ def _place_user_turn(packer: _Packer, conversation: Conversation, index: int) ->
     return _PlacedTurn(value=(packer.position - 1,), start_s=turn.start_s, end_s=turn.end_s)
 
 
-def _place_assistant_turn(packer: _Packer, conversation: Conversation, index: int) -> tuple[_PlacedTurn, SpokenTurn]:
+def _place_assistant_turn(packer: _Packer, conversation: Conversation, index: int) -> tuple[_PlacedTurn, PackedTurn]:
     turn = conversation.turns[index]
     tokenizer = packer.dataset.tokenizer
     packer.add_id(tokenizer.assistant_id, labelled=False)
@@ -220,7 +220,7 @@ def _place_assistant_turn(packer: _Packer, conversation: Conversation, index: in
         tokens = tokenizer.tokens_of_span(turn.text, character, character + len(word))
         value = tuple(range(start + tokens[0], start + tokens[1]))
     units, durations = packer.dataset.pool.units(turn.utterance_id)
-    spoken = SpokenTurn(start=start, end=packer.position, units=units, durations=durations)
+    spoken = PackedTurn(start=start, end=packer.position, units=units, durations=durations)
     return _PlacedTurn(value=value, start_s=turn.start_s, end_s=turn.end_s), spoken
 
 

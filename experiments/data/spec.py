@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from experiments.data.espeak import EspeakVoice
+from experiments.data.espeak import EspeakVoice, check_number
 
 FORMAT_VERSION = 1
 """Raised whenever the same spec would give other data: older caches are then rebuilt, never misread."""
@@ -82,6 +82,13 @@ class ConversationSpec:
     text_vocab_size: int = 1024
 
     def __post_init__(self) -> None:
+        for name in ("user_voice", "assistant_voice"):
+            if not isinstance(getattr(self, name), EspeakVoice):
+                raise ValueError(f"{name} must be an EspeakVoice, got {getattr(self, name)!r}")
+        for name in ("n_mels", "subject_words"):
+            check_number(name, getattr(self, name), whole=True)
+        if self.subjects_per_conversation is not None:
+            check_number("subjects_per_conversation", self.subjects_per_conversation, whole=True)
         most_subjects = MAX_SUBJECTS if self.subject_words == 2 else 12
         for name, low, high in (
             ("positions", MIN_POSITIONS, 1 << 24),
@@ -102,6 +109,7 @@ class ConversationSpec:
             ("pause_spread", 0.0, 2.0),
         ):
             given = getattr(self, name)
+            check_number(name, given, whole=isinstance(low, int))
             if not low <= given <= high:
                 raise ValueError(f"{name} is {given}; it must be {low} to {high}")
         if self.n_mels not in (80, 128):

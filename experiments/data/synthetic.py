@@ -28,6 +28,7 @@ from experiments.data.dataset import (
     CODEBOOK_FILE,
     CONVERSATIONS_FILE,
     MEL_FILE,
+    POOL_FILES,
     RECORDINGS_FILE,
     SPEC_FILE,
     SUPERVISIONS_FILE,
@@ -39,7 +40,7 @@ from experiments.data.dataset import (
     check_files,
     open_conversations,
 )
-from experiments.data.espeak import SpeechJob, engine_version, speak_to_files
+from experiments.data.espeak import EspeakError, SpeechJob, engine_version, speak_to_files
 from experiments.data.folders import whole_folder
 from experiments.data.packing import default_speech_positions
 from experiments.data.spec import ConversationSpec
@@ -64,7 +65,7 @@ def build_conversations(
     default one per core.
 
     Raises EspeakError where nothing can be spoken, CorruptCacheError (a ValueError) where a cached file is not as
-    written.
+    written, ValueError where the cache cannot be written to or was spoken by another version of the engine.
     """
     cache = Path(cache_dir).expanduser().resolve()
     pool_folder = cache / f"pool-{spec.pool_digest()}"
@@ -72,7 +73,8 @@ def build_conversations(
     if not pool_folder.exists():
         with whole_folder(pool_folder) as folder:
             _build_pool(spec, folder, progress, processes or os.cpu_count() or 1)
-    bad_audio = check_files(pool_folder, skip_bad_audio)
+    bad_audio = check_files(pool_folder, POOL_FILES, skip_bad_audio)
+    _check_engine(pool_folder)
     if not conversations_folder.exists():
         pool = UtterancePool(pool_folder)
         with whole_folder(conversations_folder) as folder:
@@ -102,8 +104,26 @@ def _build_pool(spec: ConversationSpec, folder: Path, progress: bool, processes:
     np.save(folder / UNITS_FILE, np.concatenate(units))
     _write_index(folder, sentences, jobs, ids, mels, units)
     _write_manifest(folder)
-    description = {"spec": spec.pool_as_dict(), "engine": f"espeak-ng {engine_version()}"}
+    description = {"spec": spec.pool_as_dict(), "engine": _engine()}
     (folder / SPEC_FILE).write_text(json.dumps(description, indent=1))
+
+
+def _engine() -> str:
+    return f"espeak-ng {engine_version()}"
+
+
+def _check_engine(pool_folder: Path) -> None:
+    """Refuses a pool that another version of the engine has spoken: sets over it would not be those of their spec."""
+    spoken_by = json.loads((pool_folder / SPEC_FILE).read_text())["engine"]
+    try:
+        installed = _engine()
+    except EspeakError:
+        return  # without an engine nothing can be spoken otherwise: a cache made elsewhere is as good as it gets
+    if spoken_by != installed:
+        raise ValueError(
+            f"{pool_folder} was spoken by {spoken_by}, installed is {installed}: delete the folder, and the "
+            f"conversations-* folders beside it that were drawn from its lengths, to have them made again"
+        )
 
 
 @contextlib.contextmanager
