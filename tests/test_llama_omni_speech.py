@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
 import whisper
 from torch import Tensor, nn
 
-from backbones.llama_omni import LlamaOmni, LlamaOmniConfig, SpeechFrames, SpokenTurn
+from backbones.llama_omni import LlamaOmni, LlamaOmniConfig, SpeechFrames, SpokenTurn, collapse_frames
+from backbones.llama_omni.ctc import summed_ctc
 from backbones.llama_omni.speech_encoder import MEL_DYNAMIC_RANGE, MEL_OF_DIGITAL_SILENCE
 
 
@@ -232,10 +235,6 @@ def test_the_loss_over_turns_is_each_turns_own_ctc(model: LlamaOmni, side: str, 
 
 @torch.no_grad()
 def test_ctc_of_a_short_target_is_the_sum_over_all_alignments(model: LlamaOmni) -> None:
-    from itertools import product
-
-    from backbones.llama_omni.ctc import collapse_frames, summed_ctc
-
     logits = torch.randn(1, 5, 4)
     probabilities = logits[0].softmax(dim=-1)
     target = torch.tensor([2, 2])

@@ -57,13 +57,16 @@ def _is_by_turn(target_units: TargetUnits) -> bool:
     if all(isinstance(sample, Tensor) for sample in target_units):
         return False
     for number, sample in enumerate(target_units):
-        is_turns = isinstance(sample, Sequence) and all(isinstance(turn, SpokenTurn) for turn in sample)
-        if not is_turns:
+        if not _is_list_of_turns(sample):
             raise ValueError(
                 f"target_units must be one tensor of units a sample, or one list of SpokenTurn a sample; sample "
                 f"{number} is {_kind(sample)}"
             )
     return True
+
+
+def _is_list_of_turns(sample: object) -> bool:
+    return isinstance(sample, Sequence) and all(isinstance(turn, SpokenTurn) for turn in sample)
 
 
 def _kind(sample: object) -> str:

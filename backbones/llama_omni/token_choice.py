@@ -54,12 +54,14 @@ def random_source(seed: int | None, random: torch.Generator | None, device: torc
     return random if seed is None else torch.Generator(device).manual_seed(seed)
 
 
-def checked_token_ids(name: str, given: int | Sequence[int], vocab_size: int) -> tuple[int, ...]:
+def checked_token_ids(name: str, given: object, vocab_size: int) -> tuple[int, ...]:
     """The ids as a tuple. Raises ValueError unless each is a whole number within the vocabulary."""
-    ids = (given,) if isinstance(given, int) else tuple(given) if isinstance(given, Sequence) else (given,)
-    if any(type(token) is not int or not 0 <= token < vocab_size for token in ids):
-        raise ValueError(f"{name} must be token ids from 0 to {vocab_size - 1}, got {given!r}")
-    return ids
+    ids: list[int] = []
+    for token in given if isinstance(given, Sequence) else [given]:
+        if type(token) is not int or not 0 <= token < vocab_size:
+            raise ValueError(f"{name} must be token ids from 0 to {vocab_size - 1}, got {given!r}")
+        ids.append(token)
+    return tuple(ids)
 
 
 def padding_token_id(given: int | None, configured: int | None, ends: tuple[int, ...]) -> int:
