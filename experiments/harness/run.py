@@ -21,8 +21,8 @@ from experiments.harness.report import ArmResult, chance_line, result_table
 INTERRUPTED = 130
 CONFIG_FILE = "config.json"
 TOKENS_OF_PRETRAINED_WEIGHTS = (
-    "the conversations are tokenised by their own BPE, not by the checkpoint's tokenizer: its text embeddings start as those "
-    "of other words. Sizes, memory and speed are the checkpoint's; its loss and recall say nothing of its pretraining"
+    "the conversations are tokenised by their own BPE, not by the checkpoint's tokenizer: its text embeddings start as "
+    "those of other words. Sizes, memory and speed are the checkpoint's; loss and recall say nothing of its pretraining"
 )
 
 

@@ -128,11 +128,11 @@ def _cpu() -> _Sizes:
 
     Recall has to be learned at all before distance can matter. In short conversations about two things, with brief
     sentences and everything asked as often as possible, full attention recalled every second value after 300 steps; in
-    512 positions of whole sentences it guessed after 1,200. So the length grows in four stages. A quarter of the short
-    stages is small talk: without it, the long stages began at 12 nats a token.
+    512 positions of whole sentences it guessed after 1,200. So the length grows in four stages. The short ones keep a
+    little small talk: without any, the long ones began at 12 nats a token.
     """
     spec = ConversationSpec(
-        positions=8192, conversations=40, validation_conversations=6, subjects=12, subject_words=1, values=12,
+        positions=8192, conversations=40, validation_conversations=6, subjects=6, subject_words=1, values=12,
         fact_phrasing="brief", fact_stated_by="assistant", event_share=1.0, small_talk=60, unit_vocab_size=100,
         unit_fit_utterances=200, text_vocab_size=512,
     )  # fmt: skip
@@ -153,7 +153,7 @@ def _cpu() -> _Sizes:
             spec=spec,
             curriculum=(
                 TrainingStage(
-                    positions=128, conversations=4096, conversations_per_step=16, steps=500, early_share=0.75,
+                    positions=128, conversations=4096, conversations_per_step=16, steps=700, early_share=0.9,
                     subjects_per_conversation=2,
                 ),
                 TrainingStage(
@@ -162,13 +162,12 @@ def _cpu() -> _Sizes:
                 ),
                 TrainingStage(
                     positions=2048, conversations=128, conversations_per_step=1, steps=100, early_share=0.5,
-                    subjects_per_conversation=8,
                 ),
                 TrainingStage(positions=8192, conversations=40, conversations_per_step=1, steps=40),
             ),
         ),
         training=TrainingPlan(learning_rate=3e-3, ttt_learning_rate=3e-3, warmup_steps=20, ctc_turns_per_step=1),
-        evaluation=EvaluationPlan(validate_every_steps=200, checkpoint_every_steps=100, monitor_every_steps=10),
+        evaluation=EvaluationPlan(validate_every_steps=250, checkpoint_every_steps=125, monitor_every_steps=10),
         lower_window=256,
         mini_batch_size=16,
         key_bytes=4,
