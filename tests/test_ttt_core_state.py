@@ -25,10 +25,11 @@ def test_state_return_format(inner_model) -> None:
     assert isinstance(result, tuple) and len(result) == 3 and result[1] is None
     out, _, state = result
     assert out.shape == (3, 6, 16) and isinstance(state, TTTState)
-    assert state.W1 is state[0] and state.b1 is state[1] and state.W2 is state[2] if inner_model == "mlp" else True
+    assert state[0] is state.W1 and state[1] is state.b1
     width = 32 if inner_model == "mlp" else 8
     assert state.W1.shape == (3, 2, 8, width) and state.b1.shape == (3, 2, 1, width)
     if inner_model == "mlp":
+        assert state[2] is state.W2 and state[3] is state.b2
         assert state.W2.shape == (3, 2, 32, 8) and state.b2.shape == (3, 2, 1, 8)
     else:
         assert state.W2 is None and state.b2 is None
