@@ -127,9 +127,9 @@ def _cpu() -> _Sizes:
     """Minutes on two cores: the published length, a toy's width.
 
     Recall has to be learned at all before distance can matter. In short conversations about two things, with brief
-    sentences and everything asked as often as possible, full attention recalled every second value after 300 steps; in
-    512 positions of whole sentences it guessed after 1,200. So the length grows in four stages. The short ones keep a
-    little small talk: without any, the long ones began at 12 nats a token.
+    sentences, everything asked as often as possible and asked values weighing five times, full attention recalled every
+    second value after 300 steps; in 512 positions of whole sentences it guessed after 1,200. So the length grows in
+    four stages. The short ones keep a little small talk: without any, the long ones began at 12 nats a token.
     """
     spec = ConversationSpec(
         positions=8192, conversations=40, validation_conversations=6, subjects=6, subject_words=1, values=12,
@@ -153,21 +153,23 @@ def _cpu() -> _Sizes:
             spec=spec,
             curriculum=(
                 TrainingStage(
-                    positions=128, conversations=4096, conversations_per_step=16, steps=700, early_share=0.9,
+                    positions=128, conversations=4096, conversations_per_step=16, steps=450, early_share=0.9,
                     subjects_per_conversation=2,
                 ),
                 TrainingStage(
-                    positions=512, conversations=512, conversations_per_step=4, steps=160, early_share=0.75,
+                    positions=512, conversations=512, conversations_per_step=4, steps=120, early_share=0.75,
                     subjects_per_conversation=4,
                 ),
                 TrainingStage(
-                    positions=2048, conversations=128, conversations_per_step=1, steps=100, early_share=0.5,
+                    positions=2048, conversations=128, conversations_per_step=1, steps=80, early_share=0.5,
                 ),
                 TrainingStage(positions=8192, conversations=40, conversations_per_step=1, steps=40),
             ),
         ),
-        training=TrainingPlan(learning_rate=3e-3, ttt_learning_rate=3e-3, warmup_steps=20, ctc_turns_per_step=1),
-        evaluation=EvaluationPlan(validate_every_steps=250, checkpoint_every_steps=125, monitor_every_steps=10),
+        training=TrainingPlan(
+            learning_rate=3e-3, ttt_learning_rate=3e-3, warmup_steps=20, ctc_turns_per_step=1, fact_value_weight=5.0
+        ),
+        evaluation=EvaluationPlan(validate_every_steps=230, checkpoint_every_steps=115, monitor_every_steps=10),
         lower_window=256,
         mini_batch_size=16,
         key_bytes=4,
