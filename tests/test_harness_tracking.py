@@ -28,7 +28,8 @@ def test_the_store_is_the_users_where_one_is_named(monkeypatch: pytest.MonkeyPat
     assert tracking.store_uri(tmp_path / "runs") == f"sqlite:///{tmp_path}/runs/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somewhere:5000")
     assert tracking.store_uri(tmp_path) == "http://somewhere:5000"
-    assert tracking.how_to_open("http://somewhere:5000/", "7") == "http://somewhere:5000/#/experiments/7"
+    link = "http://somewhere:5000/?workflowType=machine_learning#/experiments/7/runs"
+    assert tracking.how_to_open("http://somewhere:5000/", "7") == link
 
 
 def test_preparing_a_store_twice_changes_nothing(store: tuple[str, str]) -> None:

@@ -204,6 +204,6 @@ def set_status(uri: str, run_id: str, status: RunStatus) -> None:
 def how_to_open(uri: str, experiment_id: str) -> str:
     """One line that says where the runs can be looked at."""
     if uri.startswith("http"):
-        return f"{uri.rstrip('/')}/#/experiments/{experiment_id}"
+        return f"{uri.rstrip('/')}/?workflowType=machine_learning#/experiments/{experiment_id}/runs"
     start = f"make mlflow-ui (or: mlflow ui --backend-store-uri {uri})"
-    return f"http://127.0.0.1:5000/#/experiments/{experiment_id} after: {start}"
+    return f"http://127.0.0.1:5000/?workflowType=machine_learning#/experiments/{experiment_id}/runs after: {start}"
