@@ -5,24 +5,11 @@ from __future__ import annotations
 import pytest
 import soundfile
 import torch
+from conversation_fixtures import SPEC
 
 from experiments.data.dataset import ConversationSet
 from experiments.data.packing import default_speech_positions, pack
-from experiments.data.spec import ConversationSpec
 from experiments.data.synthetic import build_conversations
-
-SPEC = ConversationSpec(
-    positions=500,
-    conversations=5,
-    validation_conversations=2,
-    subjects=3,
-    values=4,
-    small_talk=12,
-    unit_vocab_size=30,
-    unit_fit_utterances=20,
-    text_vocab_size=600,
-    seed=3,
-)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 import torch
 import whisper.audio
+from conversation_fixtures import SPEC
 
 from backbones.speech import UnitCodebook
 from experiments.data import synthetic
@@ -24,19 +25,6 @@ from experiments.data.espeak import EspeakError, SpeechJob, speak_to_files
 from experiments.data.folders import CorruptCacheError, whole_folder
 from experiments.data.spec import ConversationSpec
 from experiments.data.synthetic import build_conversations
-
-SPEC = ConversationSpec(
-    positions=500,
-    conversations=5,
-    validation_conversations=2,
-    subjects=3,
-    values=4,
-    small_talk=12,
-    unit_vocab_size=30,
-    unit_fit_utterances=20,
-    text_vocab_size=600,
-    seed=3,
-)
 
 
 @pytest.fixture(scope="module")
