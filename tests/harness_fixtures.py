@@ -6,18 +6,19 @@ import dataclasses
 from pathlib import Path
 
 from experiments.harness import tracking
-from experiments.harness.configuration import ExperimentConfig, fingerprint, flattened
-from experiments.harness.module import SpokenConversationModule
-from experiments.harness.prepared_data import ExperimentData, prepare_data
+from experiments.harness.identity import fingerprint, flattened
 from experiments.harness.stopping import StopRequest
 from experiments.harness.tracking import RunIdentity, RunLogger
-from experiments.harness.training import train_arm
 from experiments.recipes import RECIPES
+from experiments.spoken.configuration import SpokenExperiment
+from experiments.spoken.module import SpokenConversationModule
+from experiments.spoken.prepared_data import ExperimentData, prepare_data
+from experiments.spoken.training import train_arm
 
 
-def smoke_config(**training: object) -> ExperimentConfig:
+def smoke_config(**training: object) -> SpokenExperiment:
     """The smoke scale with fields of its training plan replaced."""
-    config = RECIPES["llama-omni-stage1"](scale="smoke", seed=3)
+    config = RECIPES["llama-omni-stage1"].configure(scale="smoke", seed=3)
     return dataclasses.replace(config, training=dataclasses.replace(config.training, **training))
 
 
@@ -42,16 +43,16 @@ class Workshop:
     experiment_id: str
     data: ExperimentData
 
-    def logger(self, config: ExperimentConfig, arm: str) -> RunLogger:
+    def logger(self, config: SpokenExperiment, arm: str) -> RunLogger:
         own = config.of_arm(arm)
         identity = RunIdentity(
-            experiment=config.recipe, arm=arm, seed=config.seed, scale=config.scale, is_adhoc=False,
-            config_fingerprint=fingerprint(own),
+            experiment=config.recipe, role="arm", arm=arm, seed=config.seed, scale=config.scale, is_adhoc=False,
+            config_fingerprint=fingerprint(own), parent_run_id=None,
         )  # fmt: skip
         return RunLogger.start(self.uri, self.experiment_id, identity, flattened(own))
 
     def train(
-        self, config: ExperimentConfig, arm: str, folder: Path, stop_after: int = 0, logger: RunLogger | None = None
+        self, config: SpokenExperiment, arm: str, folder: Path, stop_after: int = 0, logger: RunLogger | None = None
     ) -> SpokenConversationModule:
         folder.mkdir(parents=True, exist_ok=True)
         logger = logger or self.logger(config, arm)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from experiments.harness import metric_names as names
-from experiments.harness.batches import AskedFact
-from experiments.harness.evaluation import BucketedMean, ConversationScores
+from experiments.spoken.batches import AskedFact
+from experiments.spoken.evaluation import BucketedMean, ConversationScores
 
 
 def test_values_fall_into_the_bucket_that_begins_at_their_place() -> None:

@@ -66,7 +66,7 @@ def test_a_wrong_assignment_says_what_there_is(assignment: str, complaint: str) 
 
 
 def test_fields_that_have_to_agree_are_changed_together() -> None:
-    config = RECIPES["llama-omni-stage1"](scale="smoke", seed=0)
+    config = RECIPES["llama-omni-stage1"].configure(scale="smoke", seed=0)
     widths = ["model.hidden_size=32", "arms.ttt-mlp.ttt.hidden_size=32", "arms.ttt-linear.ttt.hidden_size=32"]
     changed = apply_overrides(config, widths)
     assert (changed.model.hidden_size, changed.arm("ttt-mlp").ttt.hidden_size) == (32, 32)
@@ -79,7 +79,7 @@ def test_a_path_is_converted() -> None:
 
 
 def test_an_override_passes_the_owning_dataclass_own_checks() -> None:
-    config = RECIPES["llama-omni-stage1"](scale="smoke", seed=0)
+    config = RECIPES["llama-omni-stage1"].configure(scale="smoke", seed=0)
     with pytest.raises(ValueError, match="mini_batch_size"):
         apply_overrides(config, ["arms.ttt-mlp.ttt.mini_batch_size=0"])
 

@@ -11,8 +11,9 @@ from experiments.harness import tracking
 from experiments.harness.tracking import RunIdentity, RunLogger
 
 IDENTITY = RunIdentity(
-    experiment="a-recipe", arm="an-arm", seed=5, scale="smoke", is_adhoc=True, config_fingerprint="0123456789ab"
-)
+    experiment="a-recipe", role="arm", arm="an-arm", seed=5, scale="smoke", is_adhoc=True,
+    config_fingerprint="0123456789ab", parent_run_id=None,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

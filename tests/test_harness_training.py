@@ -18,13 +18,13 @@ from backbones.llama_omni.checkpoint import save_llama_omni
 from backbones.mounting import ttt_layers
 from experiments.harness import metric_names as names
 from experiments.harness import tracking
-from experiments.harness.arms import build_model, memory_of
 from experiments.harness.checkpoints import CheckpointWriteError
-from experiments.harness.data_module import ConversationDataModule, ConversationLoader
-from experiments.harness.module import SpokenConversationModule, next_labels
-from experiments.harness.prepared_data import prepare_data
 from experiments.harness.stopping import DivergedRunError, InterruptedRunError
 from experiments.harness.weights import weights_digest
+from experiments.spoken.arms import build_model, memory_of
+from experiments.spoken.data_module import ConversationDataModule, ConversationLoader
+from experiments.spoken.module import SpokenConversationModule, next_labels
+from experiments.spoken.prepared_data import prepare_data
 
 # A run looks for a stop once in the validation before its first step, after each of the smoke scale's four steps,
 # and once in the validation behind the last of them.
@@ -95,10 +95,10 @@ def test_the_training_loss_is_the_models_own_joint_loss(workshop: Workshop) -> N
     )
     assert text_loss == pytest.approx(own.text_loss.item(), rel=1e-5)
     assert ctc_loss == pytest.approx(own.ctc_loss.item(), rel=1e-5)
-    gradients = [p.grad.clone() for p in module._trained()]
+    gradients = [p.grad.clone() for p in module.trained_parameters()]
     module.zero_grad()
     own.loss.backward()
-    for found, parameter in zip(gradients, module._trained(), strict=True):
+    for found, parameter in zip(gradients, module.trained_parameters(), strict=True):
         torch.testing.assert_close(found, parameter.grad, rtol=2e-4, atol=2e-6)
 
 

@@ -22,10 +22,11 @@ from backbones.llama_omni import LlamaOmni
 from backbones.mounting import describe
 from experiments.harness import metric_names as names
 from experiments.harness import tracking
-from experiments.harness.arms import memory_of, mount_arm
 from experiments.harness.checkpoints import read_checkpoint
-from experiments.harness.configuration import SCALES, fingerprint
+from experiments.harness.identity import fingerprint
+from experiments.harness.study import SCALES
 from experiments.recipes import RECIPES
+from experiments.spoken.arms import memory_of, mount_arm
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE_SECONDS = 280
@@ -35,7 +36,7 @@ ARMS = ("ttt-mlp", "ttt-linear", "sliding-window", "full-attention")
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_committed_configuration_builds_every_arm(recipe: str, scale: str) -> None:
-    config = RECIPES[recipe](scale=scale, seed=1)
+    config = RECIPES[recipe].configure(scale=scale, seed=1)
     for arm in config.arms:
         with torch.device("meta"):
             model = LlamaOmni(config.model)
@@ -48,7 +49,7 @@ def test_every_committed_configuration_builds_every_arm(recipe: str, scale: str)
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_stage1_compares_arms_that_differ_in_the_upper_quarter_alone(scale: str) -> None:
-    config = RECIPES["llama-omni-stage1"](scale=scale, seed=0)
+    config = RECIPES["llama-omni-stage1"].configure(scale=scale, seed=0)
     assert [arm.name for arm in config.arms] == list(ARMS)
     layers = config.model.num_hidden_layers
     assert all(arm.upper_layers == tuple(range(layers * 3 // 4, layers)) for arm in config.arms)
@@ -59,7 +60,7 @@ def test_stage1_compares_arms_that_differ_in_the_upper_quarter_alone(scale: str)
 
 
 def test_full_scale_mounts_on_layers_24_to_31_of_the_published_model() -> None:
-    config = RECIPES["llama-omni-stage1"](scale="full", seed=0)
+    config = RECIPES["llama-omni-stage1"].configure(scale="full", seed=0)
     assert config.arm("ttt-mlp").upper_layers == tuple(range(24, 32))
     assert (config.model.hidden_size, config.model.num_hidden_layers, config.model.vocab_size) == (4096, 32, 128256)
 
@@ -147,19 +148,23 @@ def test_every_arm_is_one_run_with_tags_parameters_metrics_and_artifacts(smoke: 
     assert any(name.startswith("ttt/layer03/") for name in run.metrics) == arm.startswith("ttt")
     client = tracking.MlflowClient(smoke.uri)
     artifacts = {item.path for item in client.list_artifacts(run.run_id)}
-    assert {"config.json", "memory.txt", "sample.txt", "sample_expected.wav", "experiment"} <= artifacts
+    assert {"config.json", "memory.txt", "sample.txt", "sample_expected.wav"} <= artifacts
     assert ("trained_difference.safetensors" in artifacts) == arm.startswith("ttt")
-    figures = {item.path for item in client.list_artifacts(run.run_id, "experiment")}
-    assert {
-        f"experiment/{name}.png" for name in ("loss_by_position", "recall_by_distance", "learning_curves")
-    } <= figures
 
 
-def test_the_experiment_is_named_like_the_recipe(smoke: FinishedCommand) -> None:
+def test_table_and_figures_hang_on_one_parent_run_whose_children_are_the_arms(smoke: FinishedCommand) -> None:
     client = tracking.MlflowClient(smoke.uri)
     experiment = client.get_experiment_by_name("llama-omni-stage1")
     assert experiment is not None
-    assert len(client.search_runs([experiment.experiment_id])) == len(ARMS)
+    [parent] = client.search_runs([experiment.experiment_id], "tags.role = 'experiment'")
+    assert (parent.info.status, parent.info.run_name) == ("FINISHED", "llama-omni-stage1-smoke-seed0")
+    children = client.search_runs([experiment.experiment_id], "tags.role = 'arm'")
+    assert sorted(run.data.tags["arm"] for run in children) == sorted(ARMS)
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert {item.path for item in client.list_artifacts(parent.info.run_id)} >= {"config.json", "table.txt"}
+    figures = {item.path for item in client.list_artifacts(parent.info.run_id, "figures")}
+    drawn = ("loss_by_position", "recall_by_distance", "learning_curves")
+    assert figures == {f"figures/{name}.png" for name in drawn}
 
 
 def test_figures_and_samples_are_files_that_can_be_opened(smoke: FinishedCommand) -> None:

@@ -1,64 +1,25 @@
-"""One arm in a process of its own: starts or continues its MLflow run, trains, and writes down how it ended."""
+"""One arm in a process of its own: starts or continues its MLflow run, does the work, and writes down how it ended."""
 
 from __future__ import annotations
 
 import json
 import os
 import traceback
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from experiments.harness.checkpoints import CheckpointWriteError
-from experiments.harness.configuration import ExperimentConfig, fingerprint, flattened
-from experiments.harness.prepared_data import ExperimentData
+from experiments.harness.identity import fingerprint, flattened
+from experiments.harness.outcomes import Outcome, read_outcome
 from experiments.harness.stopping import DivergedRunError, InterruptedRunError, StopRequest
+from experiments.harness.study import ArmTask, ArmWork
 from experiments.harness.tracking import RunIdentity, RunLogger, RunStatus
-from experiments.harness.training import train_arm
 
-OUTCOME_FILE = "outcome.json"
 RUN_FILE = "run.json"
+CONFIG_FILE = "config.json"
 EXIT_CODES: dict[RunStatus, int] = {"FINISHED": 0, "FAILED": 1, "KILLED": 130}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArmTask:
-    """Everything an arm's process is told. The configuration is what it is; the rest is where and how.
-
-    threads: cores it may use. line: of the terminal that its progress bar takes, when several arms run at once.
-    """
-
-    config: ExperimentConfig
-    arm: str
-    folder: Path
-    tracking_uri: str
-    experiment_id: str
-    data: ExperimentData
-    weights: Path | None
-    resumes: bool
-    is_adhoc: bool
-    threads: int
-    line: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How an arm ended. run_id is None where it failed before its run was made."""
-
-    status: RunStatus
-    run_id: str | None
-    message: str
-
-    def write(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / OUTCOME_FILE).write_text(json.dumps(asdict(self)))
-
-
-def read_outcome(folder: Path) -> Outcome | None:
-    """What an arm's process wrote when it ended, or None."""
-    path = folder / OUTCOME_FILE
-    return Outcome(**json.loads(path.read_text())) if path.is_file() else None
 
 
 def work(task: ArmTask) -> None:
@@ -69,8 +30,8 @@ def work(task: ArmTask) -> None:
     logger: RunLogger | None = None
     try:
         task.folder.mkdir(parents=True, exist_ok=True)
-        logger = open_run(task)
-        train_arm(task.config, task.config.arm(task.arm), task.data, logger, stop, task.folder, task.weights, task.line)
+        logger = open_run(task, task.arm, task.config.of_arm(task.arm), task.folder)
+        task.study.run_arm(ArmWork(task=task, logger=logger, stop=stop))
         status, message = "FINISHED", ""
     except InterruptedRunError as interruption:
         status, message = "KILLED", str(interruption)
@@ -86,26 +47,37 @@ def work(task: ArmTask) -> None:
     raise SystemExit(EXIT_CODES[status])
 
 
-def open_run(task: ArmTask) -> RunLogger:
-    """The arm's MLflow run: its own from before when the arm is resumed, else a new one."""
-    run_file = task.folder / RUN_FILE
+def open_run(task: ArmTask, name: str, own: dict[str, Any], folder: Path) -> RunLogger:
+    """An MLflow run of this task, under the experiment's parent run: from before where it is resumed, else a new one.
+
+    name, own, folder: the arm's, or those of one of several ways in which a trained arm is looked at.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    run_file = folder / RUN_FILE
     if task.resumes and run_file.is_file():
         return RunLogger.reopen(task.tracking_uri, json.loads(run_file.read_text())["run_id"])
-    own = task.config.of_arm(task.arm)
     identity = RunIdentity(
         experiment=task.config.recipe,
-        arm=task.arm,
+        role="arm",
+        arm=name,
         seed=task.config.seed,
         scale=task.config.scale,
         is_adhoc=task.is_adhoc,
         config_fingerprint=fingerprint(own),
+        parent_run_id=task.parent_run_id,
     )
     logger = RunLogger.start(task.tracking_uri, task.experiment_id, identity, flattened(own))
     run_file.write_text(json.dumps({"run_id": logger.run_id}))
-    config_file = task.folder / "config.json"
+    config_file = folder / CONFIG_FILE
     config_file.write_text(json.dumps(own, indent=1))
     logger.log_artifact(config_file)
     return logger
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether what lies in the folder came to its end before."""
+    outcome = read_outcome(folder)
+    return outcome is not None and outcome.status == "FINISHED"
 
 
 def _end(task: ArmTask, logger: RunLogger | None, status: RunStatus, message: str) -> None:
@@ -116,9 +88,9 @@ def _end(task: ArmTask, logger: RunLogger | None, status: RunStatus, message: st
                 logger.set_tag("end_message", message)
             logger.close(status)
     except Exception as error:
-        print(f"{task.arm}: MLflow could not be told that the run is {status}: {error}", flush=True)
+        print(f"{task.label}: MLflow could not be told that the run is {status}: {error}", flush=True)
     run_id = None if logger is None else logger.run_id
     try:
         Outcome(status=status, run_id=run_id, message=message).write(task.folder)
     except OSError as error:
-        print(f"{task.arm}: {status}: {message} (and its outcome could not be written: {error})", flush=True)
+        print(f"{task.label}: {status}: {message} (and its outcome could not be written: {error})", flush=True)

@@ -14,15 +14,14 @@ from torch import nn
 from tqdm import tqdm
 
 from experiments.harness import metric_names as names
-from experiments.harness.batches import ConversationBatch
 from experiments.harness.checkpoints import (
     CheckpointFolder,
     load_weights_strictly,
     random_states,
     restore_random_states,
 )
+from experiments.harness.counted_module import CountedModule
 from experiments.harness.memory import peak_bytes
-from experiments.harness.module import SpokenConversationModule
 from experiments.harness.stopping import DivergedRunError, InterruptedRunError, StopRequest
 from experiments.harness.tracking import RunLogger
 from ttt_core import TTTLayer, TTTMonitor, TTTState
@@ -30,9 +29,9 @@ from ttt_core import TTTLayer, TTTMonitor, TTTState
 PROGRESS_LINES = 10
 
 
-def _ours(module: LightningModule) -> SpokenConversationModule:
+def _ours(module: LightningModule) -> CountedModule:
     """What Lightning hands to every hook, as the only kind of module that is trained here."""
-    assert isinstance(module, SpokenConversationModule)
+    assert isinstance(module, CountedModule)
     return module
 
 
@@ -60,7 +59,7 @@ class RunKeeper(Callback):
         self.validation_is_due = True
         self._restored: Mapping[str, Any] | None = None
 
-    def restore(self, content: Mapping[str, Any], module: SpokenConversationModule) -> None:
+    def restore(self, content: Mapping[str, Any], module: CountedModule) -> None:
         """Puts the weights and the counters back; the optimiser and the random generators follow when training starts.
 
         Raises:
@@ -110,7 +109,7 @@ class RunKeeper(Callback):
         if is_best or module.steps_done == module.total_steps:
             self.save(trainer, module, is_best=is_best)
 
-    def save(self, trainer: Trainer, module: SpokenConversationModule, is_best: bool = False) -> None:
+    def save(self, trainer: Trainer, module: CountedModule, is_best: bool = False) -> None:
         """Writes the checkpoint of now. Before the first step there is nothing that a new run would not have."""
         if trainer.state.fn == TrainerFn.FITTING:
             optimizer, generators = trainer.optimizers[0].state_dict(), random_states()
@@ -248,7 +247,7 @@ class ProgressLines(Callback):
             )
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ConversationBatch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         module = _ours(pl_module)
         loss = outputs[names.TRAIN_TEXT_LOSS]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.harness.configuration import SCALES, ExperimentConfig
 from experiments.harness.overrides import apply_overrides
-from experiments.harness.run import RunOptions, run_experiment
+from experiments.harness.run import run_experiment
+from experiments.harness.study import SCALES, Experiment, RunOptions
 from experiments.harness.weights import weights_digest
 from experiments.recipes import RECIPES, help_line
 
@@ -29,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = _configuration(options)
         run_options = _run_options(options, given)
-        return run_experiment(config, run_options)
+        return run_experiment(config, RECIPES[config.recipe].study, run_options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
@@ -50,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
         help="change one field of the configuration, e.g. data.curriculum.0.steps=5; marks the runs adhoc",
     )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on with the latest interrupted run of these options")
-    parser.add_argument("--weights", type=Path, metavar="PATH", help="folder of a pretrained Llama-Omni checkpoint")
+    parser.add_argument(
+        "--weights", type=Path, metavar="PATH", help="folder of a pretrained checkpoint, for recipes that take one"
+    )
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where this run's files go (default: under runs/)")
     parser.add_argument(
         "--skip-bad-audio", action="store_true", help="leave unreadable audio out and list it at the end"
@@ -58,17 +59,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _configuration(options: argparse.Namespace) -> ExperimentConfig:
+def _configuration(options: argparse.Namespace) -> Experiment:
     if options.recipe is None:
         raise ValueError(f"name a recipe; there are {', '.join(RECIPES)}")
     if options.recipe not in RECIPES:
         raise ValueError(f"there is no recipe {options.recipe!r}; there are {', '.join(RECIPES)}")
-    config = RECIPES[options.recipe](scale=options.scale, seed=options.seed)
+    config = RECIPES[options.recipe].configure(scale=options.scale, seed=options.seed)
     if options.weights is not None:
-        config = dataclasses.replace(config, weights_digest=weights_digest(options.weights))
+        config = config.with_weights(weights_digest(options.weights))
     config = apply_overrides(config, options.assignments)
     for name in options.arm:
-        config.arm(name)
+        config.of_arm(name)
     return config
 
 

@@ -1,91 +1,146 @@
-"""One experiment from start to end: data, every arm in a process of its own, the table, the figures."""
+"""One experiment from start to end: what all arms share, every arm in a process of its own, the table, the figures."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from experiments.harness import metric_names as names
 from experiments.harness import tracking
 from experiments.harness.arm_pool import arms_at_once, prepare_processes, run_arms, threads_per_arm
-from experiments.harness.arm_process import ArmTask, Outcome, read_outcome
+from experiments.harness.arm_process import CONFIG_FILE, RUN_FILE
 from experiments.harness.checkpoints import differing_fields
-from experiments.harness.configuration import ExperimentConfig, fingerprint, flattened, plain_values
-from experiments.harness.figures import draw_experiment
-from experiments.harness.prepared_data import prepare_data
-from experiments.harness.report import ArmResult, chance_line, result_table
+from experiments.harness.identity import fingerprint, flattened, plain_values
+from experiments.harness.outcomes import read_outcome
+from experiments.harness.study import ArmTask, Experiment, FinishedArm, Report, RunOptions, Study
+from experiments.harness.tracking import RunIdentity, RunLogger, RunStatus
 
 INTERRUPTED = 130
-CONFIG_FILE = "config.json"
-TOKENS_OF_PRETRAINED_WEIGHTS = (
-    "the conversations are tokenised by their own BPE, not by the checkpoint's tokenizer: its text embeddings start as "
-    "those of other words. Sizes, memory and speed are the checkpoint's; loss and recall say nothing of its pretraining"
-)
+TABLE_FILE = "table.txt"
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """Where and how an experiment runs: nothing here changes its result.
-
-    command: the command line without --resume, for messages. is_adhoc: fields were changed by hand.
-    """
-
-    runs_dir: Path
-    data_dir: Path
-    run_dir: Path | None
-    resumes: bool
-    arms: tuple[str, ...]
-    weights: Path | None
-    skips_bad_audio: bool
-    is_adhoc: bool
-    command: str
-
-
-def run_experiment(config: ExperimentConfig, options: RunOptions) -> int:
+def run_experiment(config: Experiment, study: Study, options: RunOptions) -> int:
     """Runs the chosen arms, as many at once as there are cores, and prints what came out. Gives the exit code."""
     started = time.monotonic()
     folder = _run_folder(config, options)
-    arms = options.arms or tuple(arm.name for arm in config.arms)
     uri = tracking.store_uri(options.runs_dir)
     tracking.prepare_store(uri)
     experiment_id = tracking.experiment_id_of(uri, config.recipe, options.runs_dir)
-    prepare_processes()
-    print(f"{config.recipe} at scale {config.scale}, seed {config.seed}: {len(arms)} arms -> {folder}", flush=True)
-    data = prepare_data(config, options.data_dir, skips_bad_audio=options.skips_bad_audio)
-
-    if options.weights is not None:
-        print(f"note: {TOKENS_OF_PRETRAINED_WEIGHTS}", flush=True)
-    tasks = [
-        ArmTask(
-            config=config,
-            arm=arm,
-            folder=folder / arm,
-            tracking_uri=uri,
-            experiment_id=experiment_id,
-            data=data,
-            weights=options.weights,
-            resumes=options.resumes,
-            is_adhoc=options.is_adhoc,
-            threads=threads_per_arm(config),
-            line=line,
-        )
-        for line, arm in enumerate(arms)
-    ]
-    interrupted = run_arms(tasks, arms_at_once(config))
-    outcomes = {arm: read_outcome(folder / arm) for arm in arms}
-    _report(config, folder, uri, experiment_id, outcomes, data.left_out)
+    prepare_processes(study)
+    arms = with_starts(config, options.arms or config.arm_names)
+    count = f"{len(arms)} arms" + (f" x {len(config.seeds)} seeds" if len(config.seeds) > 1 else "")
+    print(f"{config.recipe} at scale {config.scale}, seed {config.seed}: {count} -> {folder}", flush=True)
+    data = study.prepare(config, options)
+    parent = _open_parent(config, folder, uri, experiment_id, options)
+    tasks = _tasks(config, study, arms, folder, (uri, experiment_id, parent.run_id), data, options)
+    interrupted = run_arms(tasks, arms_at_once(len(tasks)))
+    finished = [_finished(task, uri) for task in tasks]
+    all_finished = all(arm.outcome is not None and arm.outcome.status == "FINISHED" for arm in finished)
+    status: RunStatus = "KILLED" if interrupted else "FINISHED" if all_finished else "FAILED"
+    _report(config, study, folder, (uri, experiment_id), parent, finished, status)
     print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
     if interrupted:
         print(f"interrupted and saved; go on with:\n  {options.command} --resume", flush=True)
         return INTERRUPTED
-    all_finished = all(outcome is not None and outcome.status == "FINISHED" for outcome in outcomes.values())
     return 0 if all_finished else 1
 
 
-def _run_folder(config: ExperimentConfig, options: RunOptions) -> Path:
+def with_starts(config: Experiment, arms: Sequence[str]) -> tuple[str, ...]:
+    """The given arms and all that they start from, in the experiment's order."""
+    wanted: set[str] = set()
+    for name in arms:
+        start: str | None = name
+        while start is not None:
+            wanted.add(start)
+            start = config.starts_from(start)
+    return tuple(name for name in config.arm_names if name in wanted)
+
+
+def _tasks(
+    config: Experiment, study: Study, arms: Sequence[str], folder: Path, store: tuple[str, str, str], data: Any,
+    options: RunOptions,
+) -> list[ArmTask]:  # fmt: skip
+    """Every arm under every seed; all arms of a seed before those of the next, so that early results are whole."""
+    uri, experiment_id, parent_run_id = store
+    several = len(config.seeds) > 1
+    threads = threads_per_arm(len(config.arm_names) * len(config.seeds))
+
+    def place(arm: str, seed: int) -> Path:
+        return folder / (f"{arm}-seed{seed}" if several else arm)
+
+    rows = [(arm, seed) for seed in config.seeds for arm in arms]
+    starts = {arm: config.starts_from(arm) for arm in arms}
+    return [
+        ArmTask(
+            study=study,
+            config=config.with_seed(seed),
+            arm=arm,
+            folder=place(arm, seed),
+            start_folder=None if (start := starts[arm]) is None else place(start, seed),
+            tracking_uri=uri,
+            experiment_id=experiment_id,
+            parent_run_id=parent_run_id,
+            data=data,
+            weights=options.weights,
+            resumes=options.resumes,
+            is_adhoc=options.is_adhoc,
+            threads=threads,
+            line=line,
+        )
+        for line, (arm, seed) in enumerate(rows)
+    ]
+
+
+def _open_parent(config: Experiment, folder: Path, uri: str, experiment_id: str, options: RunOptions) -> RunLogger:
+    """The experiment's own run, under which its arms' runs are listed."""
+    run_file = folder / RUN_FILE
+    if options.resumes and run_file.is_file():
+        return RunLogger.reopen(uri, json.loads(run_file.read_text())["run_id"])
+    plain = plain_values(config)
+    identity = RunIdentity(
+        experiment=config.recipe, role="experiment", arm="", seed=config.seed, scale=config.scale,
+        is_adhoc=options.is_adhoc, config_fingerprint=fingerprint(plain), parent_run_id=None,
+    )  # fmt: skip
+    logger = RunLogger.start(uri, experiment_id, identity, {})
+    run_file.write_text(json.dumps({"run_id": logger.run_id}))
+    logger.log_artifact(folder / CONFIG_FILE)
+    return logger
+
+
+def _finished(task: ArmTask, uri: str) -> FinishedArm:
+    outcome = read_outcome(task.folder)
+    run_id = None if outcome is None else outcome.run_id
+    return FinishedArm(task=task, outcome=outcome, run=None if run_id is None else tracking.read_run(uri, run_id))
+
+
+def _report(
+    config: Experiment, study: Study, folder: Path, store: tuple[str, str], parent: RunLogger,
+    finished: Sequence[FinishedArm], status: RunStatus,
+) -> None:  # fmt: skip
+    """Prints the table and where to look; attaches table, figures and other files to the parent run."""
+    report = Report(table="no arm was run")
+    try:
+        report = study.report(config, folder, store[0], finished)
+        (folder / TABLE_FILE).write_text(report.table + "\n")
+        parent.log_metrics(report.metrics)
+        for path in (folder / TABLE_FILE, *report.files):
+            parent.log_artifact(path)
+        for path in report.figures:
+            parent.log_artifact(path, "figures")
+    except BaseException:
+        parent.close("FAILED")
+        raise
+    parent.close(status)
+    print(f"\n{report.table}\n")
+    for note in report.notes:
+        print(note)
+    print(f"MLflow: {tracking.how_to_open(*store)}")
+    print("figures:", *report.figures, *sorted(folder.glob("*/figures/*.png")), sep="\n  ", flush=True)
+
+
+def _run_folder(config: Experiment, options: RunOptions) -> Path:
     """A new folder for this run, or the one it resumes.
 
     Raises:
@@ -138,44 +193,3 @@ def _refuse_other_configuration(known: Path, plain: dict[str, object]) -> None:
             f"{known.parent} was run with configuration {fingerprint(before)}, not {fingerprint(plain)}: {changed}. "
             "Resume with the same options, or start a new run without --resume"
         )
-
-
-def _report(
-    config: ExperimentConfig,
-    folder: Path,
-    uri: str,
-    experiment_id: str,
-    outcomes: dict[str, Outcome | None],
-    left_out: Sequence[str],
-) -> None:
-    """Prints the table and where to look; draws the figures and attaches them to every run."""
-    results, curves = [], {}
-    for arm, outcome in outcomes.items():
-        run_id = None if outcome is None else outcome.run_id
-        run = None if run_id is None else tracking.read_run(uri, run_id)
-        curves[arm] = {} if run_id is None else _curves(uri, run_id)
-        losses = curves[arm].get(names.VALIDATION_TEXT_LOSS, [])
-        untrained = losses[0][1] if losses and losses[0][0] == 0 else None
-        results.append(ArmResult(arm=arm, run=run, untrained_loss=untrained))
-    edges = config.evaluation.position_edges, config.evaluation.distance_edges
-    metrics = {result.arm: result.run.metrics for result in results if result.run is not None}
-    figures = draw_experiment(folder / "figures", metrics, curves, *edges) if metrics else []
-    table = "\n".join(filter(None, [result_table(results, *edges), chance_line(results)]))
-    (folder / "table.txt").write_text(table + "\n")
-    for result in results:
-        if result.run is not None:
-            tracking.attach_files(uri, result.run.run_id, [*figures, folder / "table.txt"], "experiment")
-    print(f"\n{table}\n")
-    if left_out:
-        print("left out, unreadable audio:", *left_out, sep="\n  ")
-    print(f"MLflow: {tracking.how_to_open(uri, experiment_id)}")
-    print("figures:", *figures, *sorted(folder.glob("*/figures/*.png")), sep="\n  ")
-    print("samples:", *sorted(folder.glob("*/sample*")), sep="\n  ", flush=True)
-
-
-def _curves(uri: str, run_id: str) -> dict[str, list[tuple[int, float]]]:
-    wanted = (
-        names.VALIDATION_TEXT_LOSS, names.VALIDATION_CTC_LOSS, names.RECALL_ALL, names.RECALL_VALUE_LOSS,
-        names.TRAIN_TEXT_LOSS, names.TRAIN_GRADIENT_NORM,
-    )  # fmt: skip
-    return {name: tracking.read_history(uri, run_id, name) for name in wanted}

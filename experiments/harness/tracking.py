@@ -72,20 +72,28 @@ def experiment_id_of(uri: str, name: str, runs_dir: Path) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunIdentity:
-    """What one MLflow run is: its experiment, arm, seed and where its code and configuration come from."""
+    """What one MLflow run is: its experiment, arm, seed and where its code and configuration come from.
+
+    role: an "arm" is one row of the experiment under one seed; the "experiment" is their parent run, which holds what
+    is made of all of them and has no arm of its own.
+    """
 
     experiment: str
+    role: Literal["experiment", "arm"]
     arm: str
     seed: int
     scale: str
     is_adhoc: bool
     config_fingerprint: str
+    parent_run_id: str | None
 
     def tags(self) -> dict[str, str]:
         commit, dirty = code_version()
-        return {
-            "mlflow.runName": f"{self.arm}-{self.scale}-seed{self.seed}",
+        name = self.arm if self.role == "arm" else self.experiment
+        tags = {
+            "mlflow.runName": f"{name}-{self.scale}-seed{self.seed}",
             "mlflow.source.git.commit": commit,
+            "role": self.role,
             "arm": self.arm,
             "seed": str(self.seed),
             "scale": self.scale,
@@ -94,6 +102,7 @@ class RunIdentity:
             "git_dirty": dirty,
             "config_fingerprint": self.config_fingerprint,
         }
+        return tags if self.parent_run_id is None else tags | {"mlflow.parentRunId": self.parent_run_id}
 
 
 def code_version() -> tuple[str, str]:
@@ -187,13 +196,6 @@ def read_history(uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:
         for row in sorted(MlflowClient(uri).get_metric_history(run_id, metric), key=lambda row: row.timestamp)
     }
     return sorted(by_step.items())
-
-
-def attach_files(uri: str, run_id: str, paths: list[Path], folder: str) -> None:
-    """Logs files as artifacts of a run that has ended."""
-    client = MlflowClient(uri)
-    for path in paths:
-        client.log_artifact(run_id, str(path), folder)
 
 
 def set_status(uri: str, run_id: str, status: RunStatus) -> None:

@@ -1,25 +1,37 @@
-"""Every recipe by its name on the command line. A recipe gives a complete configuration for a scale and a seed."""
+"""Every recipe by its name on the command line: a complete configuration for a scale and a seed, and how it is done."""
 
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import Protocol
 
-from experiments.harness.configuration import ExperimentConfig, Scale
+from experiments.harness.study import Experiment, Scale, Study
 from experiments.recipes.llama_omni_stage1 import llama_omni_stage1
+from experiments.spoken.study import SPOKEN_CONVERSATIONS
 
 
-class Recipe(Protocol):
+class Configure(Protocol):
     """A complete configuration for a scale and a seed."""
 
-    def __call__(self, *, scale: Scale, seed: int) -> ExperimentConfig: ...
+    def __call__(self, *, scale: Scale, seed: int) -> Experiment: ...
 
 
-RECIPES: dict[str, Recipe] = {"llama-omni-stage1": llama_omni_stage1}
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """configure: what is run. study: how experiments of its kind are run."""
+
+    configure: Configure
+    study: Study
+
+
+RECIPES: dict[str, Recipe] = {
+    "llama-omni-stage1": Recipe(configure=llama_omni_stage1, study=SPOKEN_CONVERSATIONS),
+}
 
 
 def help_line(name: str) -> str:
     """First line of the recipe's file: what it asks."""
-    module = inspect.getmodule(RECIPES[name])
+    module = inspect.getmodule(RECIPES[name].configure)
     assert module is not None and module.__doc__ is not None
     return module.__doc__.splitlines()[0]

@@ -16,12 +16,12 @@ from itertools import pairwise
 
 from backbones.llama_omni import LlamaOmniConfig
 from experiments.data.spec import ConversationSpec
-from experiments.harness.configuration import (
+from experiments.spoken.configuration import (
     Arm,
     DataPlan,
     EvaluationPlan,
-    ExperimentConfig,
     Scale,
+    SpokenExperiment,
     TrainingPlan,
     TrainingStage,
 )
@@ -45,9 +45,9 @@ class _Sizes:
     key_bytes: int  # of one number in the attention's cache
 
 
-def llama_omni_stage1(*, scale: Scale, seed: int) -> ExperimentConfig:
+def llama_omni_stage1(*, scale: Scale, seed: int) -> SpokenExperiment:
     sizes = {"smoke": _smoke, "cpu": _cpu, "gpu": _gpu, "full": _full}[scale]()
-    return ExperimentConfig(
+    return SpokenExperiment(
         recipe="llama-omni-stage1",
         scale=scale,
         seed=seed,

@@ -5,13 +5,10 @@ Shape letters: B conversations, T positions, C hidden size.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
@@ -20,37 +17,27 @@ from transformers.cache_utils import Cache, DynamicLayer
 from backbones.llama_omni import IGNORED_LABEL, LlamaOmni, SpokenTurn
 from backbones.mounting import MountedCache
 from experiments.harness import metric_names as names
-from experiments.harness.batches import ConversationBatch
-from experiments.harness.configuration import ExperimentConfig, Trained
-from experiments.harness.evaluation import ConversationScores
-from experiments.harness.stopping import DivergedRunError
+from experiments.harness.counted_module import CountedModule
+from experiments.spoken.batches import ConversationBatch
+from experiments.spoken.configuration import SpokenExperiment, Trained
+from experiments.spoken.evaluation import ConversationScores
 from ttt_core import TTTLayer
 
 INNER_WARMUP_START = 0.1
 """Share of the inner step size at the first step of the inner warm-up, as in the published mlp runs (0.01 to 0.1)."""
 
 
-class SpokenConversationModule(LightningModule):
-    """Trains and measures one arm.
+class SpokenConversationModule(CountedModule):
+    """Trains and measures one arm."""
 
-    Steps are counted here (`steps_done`), not by Lightning: a resumed run is a new Lightning run that goes on counting.
-    """
-
-    def __init__(self, model: LlamaOmni, config: ExperimentConfig, upper_layers: Sequence[int]) -> None:
-        super().__init__()
-        self.automatic_optimization = False
+    def __init__(self, model: LlamaOmni, config: SpokenExperiment, upper_layers: Sequence[int]) -> None:
+        super().__init__(config.training, config.data.steps, config.evaluation.validate_every_steps)
         self.model = model
         self.plan = config.training
         choose_trained(model, self.plan.trains, upper_layers)
         self.evaluation = config.evaluation
         self.seed = config.seed
-        self.total_steps = config.data.steps
         self.chance_recall = config.data.spec.chance_recall
-        self.steps_done = 0
-        self.seconds_timed = 0.0
-        self.positions_timed = 0
-        self.last_validation: dict[str, float] = {}
-        self._has_warmed_up = False
         self._scores = self._new_scores()
         if config.training.gradient_checkpointing:
             model.llm.gradient_checkpointing_enable()
@@ -59,29 +46,17 @@ class SpokenConversationModule(LightningModule):
 
     # Training
 
-    def training_step(self, batch: ConversationBatch, batch_index: int) -> dict[str, float]:
-        """One optimiser step. Gives what there is to log."""
-        started = time.perf_counter()
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
-        self._set_learning_rates(optimizer.param_groups)
-        optimizer.zero_grad()
+    def positions_of(self, batch: ConversationBatch) -> int:
+        return batch.positions
+
+    def backward_batch(self, batch: ConversationBatch) -> dict[str, float]:
+        """Gradients of a batch's text loss and of the speech loss of a few of its turns."""
         text_loss, ctc_loss = self._backward(batch)
-        norm = torch.nn.utils.clip_grad_norm_(self._trained(), self.plan.gradient_clip_norm)
-        logged = {
+        return {
             names.TRAIN_LOSS: text_loss + self.plan.ctc_weight * ctc_loss,
             names.TRAIN_TEXT_LOSS: text_loss,
             names.TRAIN_CTC_LOSS: ctc_loss,
-            names.TRAIN_GRADIENT_NORM: float(norm),
-            names.TRAIN_LEARNING_RATE: self.plan.learning_rate * self.learning_rate_factor(self.steps_done),
         }
-        broken = [name for name, value in logged.items() if not math.isfinite(value)]
-        if broken:
-            raise DivergedRunError(f"{', '.join(broken)} became NaN or infinite in step {self.steps_done}")
-        optimizer.step()
-        self.steps_done += 1
-        self._count_speed(time.perf_counter() - started, batch.positions)
-        return logged
 
     def _backward(self, batch: ConversationBatch) -> tuple[float, float]:
         """Gradients of the whole batch's loss, segment by segment; gives its (unweighted) text and its CTC loss."""
@@ -168,17 +143,6 @@ class SpokenConversationModule(LightningModule):
         share = self.steps_done / self.plan.inner_warmup_steps
         return args, kwargs | {"ttt_base_lr": own * (INNER_WARMUP_START + (1 - INNER_WARMUP_START) * share)}
 
-    def _count_speed(self, seconds: float, positions: int) -> None:
-        """The first step of a process is left out: it also pays for what is set up once."""
-        if self._has_warmed_up:
-            self.seconds_timed += seconds
-            self.positions_timed += positions
-        self._has_warmed_up = True
-
-    def validates_after(self, step: int) -> bool:
-        """Whether a validation follows the step with this number (counted from 1)."""
-        return step % self.evaluation.validate_every_steps == 0 or step == self.total_steps
-
     # Validation
 
     def _new_scores(self) -> ConversationScores:
@@ -209,51 +173,6 @@ class SpokenConversationModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.last_validation = self._scores.metrics(self.plan.ctc_weight)
-
-    # Optimiser
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW over four groups: TTT's parameters and the others, each with and without weight decay.
-
-        No decay on vectors, and none on what the inner loop starts from: decay would pull it to 0, where the inner
-        model has no gradient.
-        """
-        layers = [module for module in self.model.modules() if isinstance(module, TTTLayer)]
-        own = {id(p) for layer in layers for p in layer.parameters()}
-        inner = {id(p) for layer in layers for p in layer.inner_parameters()}
-        groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-        for parameter in self._trained():
-            decays = parameter.dim() > 1 and id(parameter) not in inner
-            groups.setdefault((id(parameter) in own, decays), []).append(parameter)
-        rates = {True: self.plan.ttt_learning_rate, False: self.plan.learning_rate}
-        return torch.optim.AdamW(
-            [
-                {
-                    "params": parameters,
-                    "lr": rates[is_ttt],
-                    "peak_lr": rates[is_ttt],
-                    "weight_decay": self.plan.weight_decay if decays else 0.0,
-                }
-                for (is_ttt, decays), parameters in groups.items()
-            ],
-            betas=(0.9, 0.95),
-        )
-
-    def learning_rate_factor(self, step: int) -> float:
-        """Share of the peak learning rate at a step: a linear rise, then a cosine down to the plan's fraction."""
-        if step < self.plan.warmup_steps:
-            return (step + 1) / self.plan.warmup_steps
-        progress = (step - self.plan.warmup_steps) / max(1, self.total_steps - self.plan.warmup_steps)
-        low = self.plan.final_learning_rate_fraction
-        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-    def _set_learning_rates(self, groups: list[dict[str, Any]]) -> None:
-        factor = self.learning_rate_factor(self.steps_done)
-        for group in groups:
-            group["lr"] = group["peak_lr"] * factor
-
-    def _trained(self) -> list[torch.nn.Parameter]:
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
 
 def choose_trained(model: LlamaOmni, trains: Trained, upper_layers: Sequence[int]) -> None:

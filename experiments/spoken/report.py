@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.harness import metric_names as names
+from experiments.harness.text_table import aligned, human_bytes
 from experiments.harness.tracking import LoggedRun
 
 
@@ -34,7 +35,7 @@ def result_table(results: Sequence[ArmResult], position_edges: Sequence[int], di
     ]  # fmt: skip
     rows = [_row(result, positions, distances) for result in results]
     kept = [index for index in range(len(header)) if index < 4 or any(row[index] != "-" for row in rows)]
-    return _aligned([[row[index] for index in kept] for row in [header, *rows]])
+    return aligned([[row[index] for index in kept] for row in [header, *rows]])
 
 
 def _row(result: ArmResult, positions: list[tuple[int, int]], distances: list[tuple[int, int]]) -> list[str]:
@@ -70,25 +71,3 @@ def chance_line(results: Sequence[ArmResult]) -> str:
         if result.run and names.RECALL_CHANCE in result.run.metrics
     }
     return f"recall by guessing: {', '.join(f'{chance:.3f}' for chance in sorted(chances))}" if chances else ""
-
-
-def human_bytes(count: float) -> str:
-    """12345678 -> "11.8 MiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError("unreachable")
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    """First column left, numbers right, a rule under the header."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

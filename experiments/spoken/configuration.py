@@ -1,20 +1,19 @@
-"""What an experiment is: every number that changes its result, in frozen records. Where and how it runs is not here."""
+"""What an experiment on spoken conversations is: every number that changes its result, in frozen records."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from backbones.llama_omni import LlamaOmniConfig
 from experiments.data.spec import ConversationSpec
+from experiments.harness.counted_module import OptimiserPlan
+from experiments.harness.identity import plain_values
+from experiments.harness.study import Scale
 from ttt_core import TTTConfig
 
-Scale = Literal["smoke", "cpu", "gpu", "full"]
 Trained = Literal["everything", "upper_mixers_and_speech"]
-SCALES: tuple[Scale, ...] = ("smoke", "cpu", "gpu", "full")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +106,7 @@ class DataPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingPlan:
+class TrainingPlan(OptimiserPlan):
     """How the weights are learned.
 
     ctc_turns_per_step: assistant turns whose speech is trained on in one step, drawn by the step's own seed. The
@@ -123,12 +122,6 @@ class TrainingPlan:
     """
 
     trains: Trained = "everything"
-    learning_rate: float
-    ttt_learning_rate: float
-    weight_decay: float = 0.1
-    warmup_steps: int
-    final_learning_rate_fraction: float = 0.1
-    gradient_clip_norm: float = 1.0
     ctc_weight: float = 1.0
     ctc_turns_per_step: int = 2
     fact_value_weight: float = 1.0
@@ -138,7 +131,8 @@ class TrainingPlan:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        _require_positive(self, "learning_rate", "ttt_learning_rate", "gradient_clip_norm", "fact_value_weight")
+        super().__post_init__()
+        _require_positive(self, "fact_value_weight")
         if self.gradient_checkpointing and self.segment_positions is not None:
             # transformers drops the cache while it checkpoints, and the carried state with it, without a word.
             raise ValueError("gradient_checkpointing and segment_positions exclude each other; set one of them")
@@ -171,7 +165,7 @@ class EvaluationPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExperimentConfig:
+class SpokenExperiment:
     """A complete experiment: one model, one set of data, one way of training, several arms."""
 
     recipe: str
@@ -201,6 +195,23 @@ class ExperimentConfig:
                     f"on a model of hidden_size {self.model.hidden_size}"
                 )
 
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return (self.seed,)
+
+    @property
+    def arm_names(self) -> tuple[str, ...]:
+        return tuple(arm.name for arm in self.arms)
+
+    def starts_from(self, arm: str) -> str | None:
+        return None
+
+    def with_seed(self, seed: int) -> SpokenExperiment:
+        return dataclasses.replace(self, seed=seed)
+
+    def with_weights(self, digest: str) -> SpokenExperiment:
+        return dataclasses.replace(self, weights_digest=digest)
+
     def arm(self, name: str) -> Arm:
         """The row called `name`.
 
@@ -210,7 +221,7 @@ class ExperimentConfig:
         for arm in self.arms:
             if arm.name == name:
                 return arm
-        raise ValueError(f"{self.recipe} has no arm {name!r}; it has {', '.join(arm.name for arm in self.arms)}")
+        raise ValueError(f"{self.recipe} has no arm {name!r}; it has {', '.join(self.arm_names)}")
 
     def of_arm(self, name: str) -> dict[str, Any]:
         """Everything one arm's result depends on, as plain values: this configuration with the other arms left out."""
@@ -218,35 +229,6 @@ class ExperimentConfig:
         del plain["arms"]
         plain["arm"] = plain_values(self.arm(name))
         return plain
-
-
-def plain_values(value: Any) -> Any:
-    """Dataclasses as dicts and tuples as lists, all the way down: what JSON can hold."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain_values(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): plain_values(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_values(item) for item in value]
-    assert value is None or isinstance(value, str | int | float | bool), f"{value!r} has no plain form"
-    return value
-
-
-def flattened(plain: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts and lists of dicts as one dict of dotted names."""
-    if isinstance(plain, list) and plain and isinstance(plain[0], dict):
-        plain = {str(index): item for index, item in enumerate(plain)}
-    if not isinstance(plain, dict):
-        return {prefix: plain}
-    flat: dict[str, Any] = {}
-    for name, value in plain.items():
-        flat |= flattened(value, f"{prefix}.{name}" if prefix else name)
-    return flat
-
-
-def fingerprint(plain: Any) -> str:
-    """Twelve hexadecimal digits that differ whenever a field differs."""
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _require_positive(record: Any, *names: str) -> None:

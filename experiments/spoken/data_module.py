@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from backbones.llama_omni import IGNORED_LABEL, LlamaOmni, SpeechFrames, SpokenTurn
 from experiments.data.dataset import ConversationSet
 from experiments.data.packing import PackedConversation, pack
-from experiments.harness.batches import AskedFact, ConversationBatch
-from experiments.harness.configuration import ExperimentConfig
-from experiments.harness.prepared_data import ExperimentData
+from experiments.spoken.batches import AskedFact, ConversationBatch
+from experiments.spoken.configuration import SpokenExperiment
+from experiments.spoken.prepared_data import ExperimentData
 
 
 class EncodedUtterances:
@@ -106,7 +106,7 @@ class ConversationDataModule(LightningDataModule):
     """
 
     def __init__(
-        self, config: ExperimentConfig, data: ExperimentData, loader: ConversationLoader, next_step: Callable[[], int]
+        self, config: SpokenExperiment, data: ExperimentData, loader: ConversationLoader, next_step: Callable[[], int]
     ) -> None:
         super().__init__()
         self.config = config

@@ -8,7 +8,7 @@ from pathlib import Path
 from backbones.llama_omni import LlamaOmniConfig
 from experiments.data.dataset import ConversationSet
 from experiments.data.synthetic import build_conversations
-from experiments.harness.configuration import ExperimentConfig
+from experiments.spoken.configuration import SpokenExperiment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class ExperimentData:
         return sorted({f"{lost.name}: {lost.reason}" for dataset in every for lost in dataset.dropped})
 
 
-def prepare_data(config: ExperimentConfig, data_dir: Path, *, skips_bad_audio: bool) -> ExperimentData:
+def prepare_data(config: SpokenExperiment, data_dir: Path, *, skips_bad_audio: bool) -> ExperimentData:
     """Builds what the cache lacks, with progress bars, and checks that data and model agree.
 
     Raises:

@@ -11,17 +11,17 @@ from backbones.llama_omni import LlamaOmni
 from backbones.mounting import save_ttt
 from backbones.speech import SPEECH_SAMPLE_RATE_HZ, write_audio
 from experiments.data.dataset import ConversationSet
-from experiments.harness.arms import memory_of
-from experiments.harness.configuration import Arm, ExperimentConfig
-from experiments.harness.data_module import ConversationLoader
-from experiments.harness.module import SpokenConversationModule
-from experiments.harness.prepared_data import ExperimentData
 from experiments.harness.tracking import RunLogger
+from experiments.spoken.arms import memory_of
+from experiments.spoken.configuration import Arm, SpokenExperiment
+from experiments.spoken.data_module import ConversationLoader
+from experiments.spoken.module import SpokenConversationModule
+from experiments.spoken.prepared_data import ExperimentData
 from ttt_core import TTTMonitor
 
 
 def save_artifacts(
-    config: ExperimentConfig,
+    config: SpokenExperiment,
     arm: Arm,
     module: SpokenConversationModule,
     data: ExperimentData,
@@ -62,7 +62,7 @@ class _Prompt:
 
 
 def save_sample(
-    config: ExperimentConfig, model: LlamaOmni, dataset: ConversationSet, loader: ConversationLoader, folder: Path
+    config: SpokenExperiment, model: LlamaOmni, dataset: ConversationSet, loader: ConversationLoader, folder: Path
 ) -> list[Path]:
     """`sample.wav` and `sample.txt`: what the model answers to the last fact asked for in a validation conversation.
 

@@ -9,10 +9,10 @@ import torch
 from backbones.llama_omni import LlamaOmni, LlamaOmniConfig
 from backbones.mounting import MemoryDescription, describe, mount
 from experiments.harness import metric_names as names
-from experiments.harness.configuration import Arm, ExperimentConfig
+from experiments.spoken.configuration import Arm, SpokenExperiment
 
 
-def build_model(config: ExperimentConfig, arm: Arm, weights: Path | None) -> LlamaOmni:
+def build_model(config: SpokenExperiment, arm: Arm, weights: Path | None) -> LlamaOmni:
     """The model of one arm. All arms of a seed share every weight that is not TTT's own.
 
     weights: folder of a published checkpoint; None draws random weights from the run's seed.
@@ -50,7 +50,7 @@ def windows_of(arm: Arm, layers: int) -> dict[int, int] | None:
     return windows or None
 
 
-def memory_of(config: ExperimentConfig, arm: Arm) -> MemoryDescription:
+def memory_of(config: SpokenExperiment, arm: Arm) -> MemoryDescription:
     """What one conversation takes in the language model, keys and values in the dtype that the training computes in.
 
     Under mixed precision the parameters are FP32 and the keys BF16, so the trained model itself would tell too much.
@@ -63,7 +63,7 @@ def memory_of(config: ExperimentConfig, arm: Arm) -> MemoryDescription:
     return describe(model.llm)
 
 
-def memory_metrics(memory: MemoryDescription, config: ExperimentConfig) -> dict[str, float]:
+def memory_metrics(memory: MemoryDescription, config: SpokenExperiment) -> dict[str, float]:
     """Bytes of one conversation of the validation's length, as logged."""
     return {
         names.STATE_BYTES: float(memory.bytes_at(config.data.spec.positions)),

@@ -1,0 +1,71 @@
+"""How experiments on spoken conversations are done: the conversations, one arm, and what is made of all arms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.harness import metric_names as names
+from experiments.harness import tracking
+from experiments.harness.study import ArmWork, FinishedArm, Report, RunOptions, Study
+from experiments.spoken.configuration import SpokenExperiment
+from experiments.spoken.figures import draw_experiment
+from experiments.spoken.prepared_data import ExperimentData, prepare_data
+from experiments.spoken.report import ArmResult, chance_line, result_table
+from experiments.spoken.training import train_arm
+
+TOKENS_OF_PRETRAINED_WEIGHTS = (
+    "the conversations are tokenised by their own BPE, not by the checkpoint's tokenizer: its text embeddings start as "
+    "those of other words. Sizes, memory and speed are the checkpoint's; loss and recall say nothing of its pretraining"
+)
+CURVES = (
+    names.VALIDATION_TEXT_LOSS, names.VALIDATION_CTC_LOSS, names.RECALL_ALL, names.RECALL_VALUE_LOSS,
+    names.TRAIN_TEXT_LOSS, names.TRAIN_GRADIENT_NORM,
+)  # fmt: skip
+
+
+def prepare_conversations(config: SpokenExperiment, options: RunOptions) -> ExperimentData:
+    """The conversations every arm is trained and measured on."""
+    data = prepare_data(config, options.data_dir, skips_bad_audio=options.skips_bad_audio)
+    if options.weights is not None:
+        print(f"note: {TOKENS_OF_PRETRAINED_WEIGHTS}", flush=True)
+    return data
+
+
+def run_spoken_arm(work: ArmWork) -> None:
+    """Trains and measures one arm."""
+    task = work.task
+    config: SpokenExperiment = task.config
+    train_arm(config, config.arm(task.arm), task.data, work.logger, work.stop, task.folder, task.weights, task.line)
+
+
+def report_spoken(config: SpokenExperiment, folder: Path, uri: str, finished: Sequence[FinishedArm]) -> Report:
+    """The table of all arms, and the figures drawn from what they logged."""
+    results, curves = [], {}
+    for arm in finished:
+        logged = {} if arm.run is None else _curves(uri, arm.run.run_id)
+        losses = logged.get(names.VALIDATION_TEXT_LOSS, [])
+        untrained = losses[0][1] if losses and losses[0][0] == 0 else None
+        curves[arm.name] = logged
+        results.append(ArmResult(arm=arm.name, run=arm.run, untrained_loss=untrained))
+    edges = config.evaluation.position_edges, config.evaluation.distance_edges
+    metrics = {result.arm: result.run.metrics for result in results if result.run is not None}
+    figures = draw_experiment(folder / "figures", metrics, curves, *edges) if metrics else []
+    table = "\n".join(filter(None, [result_table(results, *edges), chance_line(results)]))
+    data: ExperimentData | None = finished[0].task.data if finished else None
+    notes = [f"left out, unreadable audio: {line}" for line in (data.left_out if data else [])]
+    samples = sorted(folder.glob("*/sample*"))
+    notes += ["samples:", *(f"  {path}" for path in samples)] if samples else []
+    return Report(table=table, figures=figures, notes=notes)
+
+
+def _curves(uri: str, run_id: str) -> dict[str, list[tuple[int, float]]]:
+    return {name: tracking.read_history(uri, run_id, name) for name in CURVES}
+
+
+SPOKEN_CONVERSATIONS = Study(
+    prepare=prepare_conversations,
+    run_arm=run_spoken_arm,
+    report=report_spoken,
+    preloads=("experiments.spoken.training",),
+)
