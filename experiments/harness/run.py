@@ -65,12 +65,12 @@ def _tasks(
     """Every arm under every seed; all arms of a seed before those of the next, so that early results are whole."""
     uri, experiment_id, parent_run_id = store
     several = len(config.seeds) > 1
-    threads = threads_per_arm(len(config.arm_names) * len(config.seeds))
+    threads = threads_per_arm(sum(len(config.seeds_of(arm)) for arm in config.arm_names))
 
     def place(arm: str, seed: int) -> Path:
-        return folder / (f"{arm}-seed{seed}" if several else arm)
+        return folder / (f"{arm}-seed{seed}" if several and len(config.seeds_of(arm)) > 1 else arm)
 
-    rows = [(arm, seed) for seed in config.seeds for arm in arms]
+    rows = [(arm, seed) for seed in config.seeds for arm in arms if seed in config.seeds_of(arm)]
     starts = {arm: config.starts_from(arm) for arm in arms}
     return [
         ArmTask(

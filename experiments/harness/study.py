@@ -29,7 +29,11 @@ class Experiment(Protocol):
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Every arm is run once with each of them."""
+        """All seeds, the experiment's own first."""
+        ...
+
+    def seeds_of(self, arm: str) -> tuple[int, ...]:
+        """Those of `seeds` that the arm is run with: all, or the first alone where nothing in it is drawn."""
         ...
 
     @property

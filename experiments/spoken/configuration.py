@@ -199,6 +199,9 @@ class SpokenExperiment:
     def seeds(self) -> tuple[int, ...]:
         return (self.seed,)
 
+    def seeds_of(self, arm: str) -> tuple[int, ...]:
+        return self.seeds
+
     @property
     def arm_names(self) -> tuple[str, ...]:
         return tuple(arm.name for arm in self.arms)
