@@ -3,27 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from moshi.models.lm import LMModel
+    from torch import nn
     from transformers import PreTrainedModel
 
     from backbones.llama_omni import LlamaOmni
     from ttt_core import TTTConfig
+    from ttt_core.mounting import MountMode
 
-__all__ = ["load_backbone"]
+__all__ = ["MoshiHost", "load_backbone"]
 
-BACKBONES = ("llama-omni",)
+BACKBONES = ("llama-omni", "moshi")
+
+
+class MoshiHost:
+    """The Moshi side of `ttt_core.mount` (entry-point group `ttt_core.hosts`).
+
+    Here and not in `backbones.moshi`: every host is loaded for every mount, also where moshi is not installed.
+    """
+
+    def matches(self, model: nn.Module) -> bool:
+        # Whoever holds an LMModel has imported its module.
+        moshi_lm = sys.modules.get("moshi.models.lm")
+        return moshi_lm is not None and isinstance(model, moshi_lm.LMModel)
+
+    def mount(
+        self, model: nn.Module, layers: Iterable[int], config: TTTConfig | None = None, mode: MountMode = "replace",
+        window: int | Mapping[int, int] | None = None, sinks: int = 0,
+    ) -> nn.Module:  # fmt: skip
+        from backbones.moshi import mount
+
+        return mount(model, layers, config, mode, window, sinks)
 
 
 def load_backbone(
-    name: str,
+    name: Literal["llama-omni", "moshi"],
     scale: Literal["smoke", "cpu", "gpu", "full"] = "smoke",
     weights: str | Path | None = None,
     ttt: TTTConfig | Mapping[str, Any] | None = None,
-) -> LlamaOmni:
+) -> LlamaOmni | LMModel:
     """A speech model, with test-time training in the top quarter of its layers where `ttt` says so.
 
     scale: its size with random weights; `full` has the published dimensions. weights: a folder in the model's
@@ -32,16 +56,39 @@ def load_backbone(
     """
     if name not in BACKBONES:
         raise ValueError(f"no backbone {name!r}; there is {', '.join(BACKBONES)}")
-    # Imported here: a backbone's libraries are loaded only by those who use it.
-    from backbones.llama_omni import LlamaOmni, LlamaOmniConfig
-
     if ttt is not None:
         _check_ttt_fields(ttt)  # before the minutes that loading takes
+    return _load_moshi(scale, weights, ttt) if name == "moshi" else _load_llama_omni(scale, weights, ttt)
+
+
+# A backbone's libraries are imported inside its own function: they are loaded only by those who use it.
+def _load_llama_omni(
+    scale: Literal["smoke", "cpu", "gpu", "full"],
+    weights: str | Path | None,
+    ttt: TTTConfig | Mapping[str, Any] | None,
+) -> LlamaOmni:
+    from backbones.llama_omni import LlamaOmni, LlamaOmniConfig
+
     config = LlamaOmniConfig.at_scale(scale)
     model = LlamaOmni(config) if weights is None else LlamaOmni.from_checkpoint(weights)
     if ttt is not None:
         mount_on_top_quarter(model.llm, ttt)
     return model
+
+
+def _load_moshi(
+    scale: Literal["smoke", "cpu", "gpu", "full"],
+    weights: str | Path | None,
+    ttt: TTTConfig | Mapping[str, Any] | None,
+) -> LMModel:
+    from backbones.moshi import MoshiConfig, build_lm, load_lm, mount
+
+    config = MoshiConfig.at_scale(scale)
+    lm = build_lm(config) if weights is None else load_lm(weights)
+    if ttt is not None:
+        heads = lm.transformer.layers[0].self_attn.num_heads
+        mount(lm, _top_quarter(len(lm.transformer.layers)), _resolved(ttt, lm.dim, heads, lm.dim // heads))
+    return lm
 
 
 def _check_ttt_fields(ttt: object) -> None:
@@ -62,14 +109,25 @@ def mount_on_top_quarter(llm: PreTrainedModel, ttt: TTTConfig | Mapping[str, Any
 
     Heads that `ttt` leaves open are those of the attention that TTT replaces.
     """
-    from ttt_core import TTTConfig, mount
+    from ttt_core import mount
 
     _check_ttt_fields(ttt)
     host = llm.config
-    if not isinstance(ttt, TTTConfig):
-        fields: dict[str, Any] = {"hidden_size": host.hidden_size, **ttt}
-        if "num_heads" not in fields:
-            fields |= {"num_heads": host.num_attention_heads, "head_dim": host.head_dim}
-        ttt = TTTConfig(**fields)
-    layers = host.num_hidden_layers
-    mount(llm, layers=range(layers - max(1, layers // 4), layers), config=ttt)
+    config = _resolved(ttt, host.hidden_size, host.num_attention_heads, host.head_dim)
+    mount(llm, layers=_top_quarter(host.num_hidden_layers), config=config)
+
+
+def _top_quarter(layers: int) -> range:
+    return range(layers - max(1, layers // 4), layers)
+
+
+def _resolved(ttt: TTTConfig | Mapping[str, Any], hidden_size: int, heads: int, head_dim: int) -> TTTConfig:
+    """The config, its sizes those of the attention where they are left open."""
+    from ttt_core import TTTConfig
+
+    if isinstance(ttt, TTTConfig):
+        return ttt
+    fields: dict[str, Any] = {"hidden_size": hidden_size, **ttt}
+    if "num_heads" not in fields:
+        fields |= {"num_heads": heads, "head_dim": head_dim}
+    return TTTConfig(**fields)

@@ -1,0 +1,58 @@
+# ruff: noqa: E402  (what is checked here must be known before any module that imports moshi)
+"""Moshi, and TTT mounted on its temporal transformer. See README.md."""
+
+from __future__ import annotations
+
+import os
+from importlib import metadata
+
+import torch
+
+SUPPORTED_VERSION = "0.2.13"
+
+# Must come before moshi is first imported: it would compile rotations and norms, tens of seconds on a CPU.
+if not torch.cuda.is_available():
+    os.environ.setdefault("NO_TORCH_COMPILE", "1")
+
+try:
+    import moshi  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ImportError(
+        f"backbones.moshi needs the package moshi {SUPPORTED_VERSION}, and {error.name} is not installed: run "
+        "`make setup`, which installs the project's extra `moshi` (plain pip refuses its bounds: docs/environment.md)"
+    ) from error
+if metadata.version("moshi") != SUPPORTED_VERSION:
+    raise ImportError(
+        f"backbones.moshi is written for moshi {SUPPORTED_VERSION}, and {metadata.version('moshi')} is installed: its "
+        "streaming states are not part of moshi's interface and differ between versions; run `make setup`"
+    )
+
+from backbones.moshi.attention import MountedAttention
+from backbones.moshi.build import build_lm
+from backbones.moshi.checkpoint import load_lm, write_checkpoint
+from backbones.moshi.config import FRAME_RATE_HZ, MoshiConfig, Stream
+from backbones.moshi.difference import load_ttt, save_ttt, ttt_state_dict
+from backbones.moshi.mount import attention_layers, gates, mount, set_inner_step_size, ttt_layers
+from backbones.moshi.rings import give_ring_room, set_context
+from backbones.moshi.streaming_ttt import StreamingTTT
+
+__all__ = [
+    "FRAME_RATE_HZ",
+    "MoshiConfig",
+    "MountedAttention",
+    "Stream",
+    "StreamingTTT",
+    "attention_layers",
+    "build_lm",
+    "gates",
+    "give_ring_room",
+    "load_lm",
+    "load_ttt",
+    "mount",
+    "save_ttt",
+    "set_context",
+    "set_inner_step_size",
+    "ttt_layers",
+    "ttt_state_dict",
+    "write_checkpoint",
+]
