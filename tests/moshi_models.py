@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("moshi", reason="needs moshi; runs where `make setup` was")
+if find_spec("moshi") is None:
+    pytest.skip("needs moshi; runs where `make setup` was", allow_module_level=True)
 
-from moshi.models.lm import LMModel
-
-from backbones.moshi import MoshiConfig, build_lm
+from backbones.moshi import MoshiConfig, build_lm  # before moshi itself: it decides that nothing is compiled on a CPU
 from ttt_core import TTTConfig
+
+from moshi.models.lm import LMModel  # isort: skip
 
 CONTEXT = 11
 MINI_BATCH = 4

@@ -8,9 +8,13 @@ import pytest
 import torch
 from moshi_models import CONTEXT, open_gates, relative_difference, small_ttt, streamed, text_codes, text_lm, whole
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from backbones.moshi import StreamingTTT, gates, give_ring_room, mount, set_context
+from backbones.moshi.stream_tensors import streaming_states, tensors_of
 from ttt_core import TTTConfig, TTTLayer
+
+from moshi.models.lm import LMModel  # isort: skip  (after backbones.moshi, which sets how moshi is imported)
 
 FRAMES = 27  # the ring of 11 wraps twice
 TOLERANCE = 1e-5
@@ -28,7 +32,7 @@ every_mounting = pytest.mark.parametrize(
 
 def mounted_lm(
     inner_model: str, mode: str, window: int | Mapping[int, int] | None, sinks: int, kv_repeat: int = 1
-) -> torch.nn.Module:
+) -> LMModel:
     lm = text_lm(kv_repeat=kv_repeat)
     mount(lm, [1, 2], small_ttt(lm, inner_model, base_lr=0.5), mode, window, sinks)
     open_gates(gates(lm))
@@ -116,8 +120,8 @@ def test_a_row_that_holds_nan_and_does_not_execute_leaves_every_state_finite() -
 
 
 def test_in_double_precision_the_stream_is_the_batched_call_to_ten_digits() -> None:
-    # Without rotary positions of the model, which the package computes in FP32 whatever the dtype.
-    lm = text_lm(norm="rms_norm", positional_embedding="none").double()
+    # Without the rotary positions and RMS norms of the model, which the package computes in FP32 whatever the dtype.
+    lm = text_lm(norm="layer_norm", positional_embedding="none").double()
     mount(lm, [0, 1, 2], small_ttt(lm, "mlp"))
     codes = text_codes(lm, rows=2, frames=FRAMES)
     assert relative_difference(streamed(lm, codes), whole(lm, codes)) < 1e-10
@@ -176,3 +180,30 @@ def test_a_bound_no_stream_reaches_is_full_attention_that_streams() -> None:
     bounded = set_context(text_lm(), FRAMES)
     assert relative_difference(streamed(bounded, codes), expected) < TOLERANCE
     assert torch.equal(whole(set_context(text_lm(), None), codes), expected)
+
+
+def test_a_streaming_step_asks_for_no_value_and_moves_no_tensor() -> None:
+    # What a CUDA graph needs. A fake tensor has no values: asking for one raises.
+    lm = mounted_lm("mlp", "gated", 6, 2)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), lm.streaming(2):
+        for _ in range(2):
+            lm.set_exec_mask(torch.tensor([True, False]))
+            assert lm.forward_text(torch.zeros(2, 1, 1, dtype=torch.long))[1].shape == (2, 1, 1, 29)
+        with pytest.raises(DataDependentOutputException):
+            lm.transformer._streaming_state.offsets[0].item()
+    lm = mounted_lm("mlp", "gated", 6, 2)
+    with torch.no_grad(), lm.streaming(2):
+        before = addresses(lm)
+        for t, frame in enumerate(text_codes(lm, rows=2, frames=9).split(1, dim=2)):
+            lm.set_exec_mask(torch.tensor([True, t % 2 == 0]))
+            lm.forward_text(frame)
+        lm.reset_streaming(torch.tensor([True, False]))
+        assert addresses(lm) == before
+
+
+def addresses(lm: LMModel) -> dict[str, int]:
+    return {
+        f"{name}.{part}": tensor.data_ptr()
+        for name, state in streaming_states(lm).items()
+        for part, tensor in tensors_of(state).items()
+    }
