@@ -1,0 +1,1 @@
+"""The mechanics of Moshi's ring cache, rotary positions and TTT steps, measured without training anything."""
