@@ -143,6 +143,7 @@ def test_ttt_in_one_layer_makes_the_horizon_the_whole_stream() -> None:
     moved = relative_difference(streamed_logits(lm, other, calls), streamed_logits(lm, tokens, calls))
     assert moved[-1] > EXACT
     assert moved[-1] < moved[0]
+    assert influence_by_distance(lm, positions=40, seed=2).all()
 
 
 def test_rows_out_of_step_are_exact_one_token_per_call_and_with_room(smoke: MechanicsReport) -> None:

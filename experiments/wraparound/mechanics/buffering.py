@@ -94,7 +94,7 @@ def measure_buffering(sizes: BufferingSizes) -> Buffering:
         with_other_future = streamed_logits(lm, other, one_by_one)
         changed[inner] = float((with_other_future - streamed)[:, :half].abs().max() / whole.abs().max())
         with lm.streaming(1):
-            taken = [waited_for(lambda lm=lm, t=t: lm.forward_text(t)) for t in tokens.split(1, dim=2)]
+            taken = [waited_for(lambda lm=lm, t=t: whole_logits(lm, t)) for t in tokens.split(1, dim=2)]
         seconds[inner] = np.array(taken)
     return Buffering(sizes=sizes, difference=difference, calls_waited=waited, change_by_future=changed, seconds=seconds)
 

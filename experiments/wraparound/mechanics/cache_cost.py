@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from moshi.models.lm import LMModel
+from moshi.utils.compile import no_compile
 from numpy.typing import NDArray
 from torch import Tensor
 
-from experiments.wraparound.mechanics.probe_models import ProbeModel, build_probe_lm, random_tokens
+from experiments.wraparound.mechanics.probe_models import ProbeModel, build_probe_lm, random_tokens, whole_logits
 from experiments.wraparound.mechanics.ring_positions import PUBLISHED_CONTEXT_STEPS
 from experiments.wraparound.mechanics.timing import (
     Slope,
@@ -95,7 +96,7 @@ def measure_cache_cost(sizes: CacheCostSizes) -> CacheCost:
             # A model for each position: the streaming state lives in the modules.
             lm = build_probe_lm(sizes.model)
             streams.enter_context(lm.streaming(1))
-            lm.forward_text(tokens[..., :position])
+            whole_logits(lm, tokens[..., :position])
             cached_calls[position] = _cached_step(lm, tokens[..., -1:])
         cached = timed_in_turns(cached_calls, sizes.rounds)
     uncached = timed_in_turns(
@@ -117,15 +118,20 @@ def next_logits_differ_by(model: ProbeModel, position: int) -> float:
         lm = build_probe_lm(model)
         whole = _uncached_step(lm, tokens)()
         with lm.streaming(1):
-            lm.forward_text(tokens[..., :-1])
+            whole_logits(lm, tokens[..., :-1])
             cached = _cached_step(lm, tokens[..., -1:])()
     return float((whole - cached).abs().max() / whole.abs().max())
 
 
 def _cached_step(lm: LMModel, token: Tensor) -> Callable[[], Tensor]:
-    return lambda: lm.forward_text(token)[1][:, 0, -1]
+    return lambda: whole_logits(lm, token)[:, -1]
 
 
 def _uncached_step(lm: LMModel, tokens: Tensor) -> Callable[[], Tensor]:
     """The last position's logits from the whole prefix; only they go through the output projection."""
-    return lambda: lm.text_linear(lm.out_norm(lm.transformer(lm.text_emb(tokens[:, 0])))[:, -1])
+
+    def step() -> Tensor:
+        with no_compile():
+            return lm.text_linear(lm.out_norm(lm.transformer(lm.text_emb(tokens[:, 0])))[:, -1])
+
+    return step

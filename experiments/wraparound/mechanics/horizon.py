@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from experiments.wraparound.mechanics.probe_models import (
     SMALL,
     ProbeModel,
+    ProbeTTT,
     build_probe_lm,
     random_tokens,
     streamed_logits,
@@ -31,10 +32,12 @@ PUBLISHED_CONTEXT_STEPS: int = _lm_kwargs["context"]
 @dataclass(frozen=True, kw_only=True)
 class HorizonSizes:
     """cases: (layers, context) pairs to measure; one should have the published number of layers, and a context small
-    enough that its horizon can be run whole."""
+    enough that its horizon can be run whole. positions_with_ttt: of a stream with TTT in the last layer, many horizons
+    long."""
 
     model: ProbeModel = SMALL
     cases: tuple[tuple[int, int], ...] = ((1, 5), (2, 5), (3, 4), (PUBLISHED_LAYERS, 3))
+    positions_with_ttt: int = 90
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +45,14 @@ class Horizon:
     """measured: (layers, context) -> positions whose input has a gradient at one late output, that output's included.
 
     influence: (layers, context) -> (distances,) norm of that gradient by distance, 1 at its largest.
+    influence_with_ttt: (distances,) the same with TTT in place of the last layer's attention.
     streamed_change_within, streamed_change_beyond: relative change of a streamed output when the last input within its
     horizon, or the first beyond, is another token.
     """
 
     measured: dict[tuple[int, int], int]
     influence: dict[tuple[int, int], NDArray[np.float64]]
+    influence_with_ttt: NDArray[np.float64]
     streamed_change_within: float
     streamed_change_beyond: float
 
@@ -61,12 +66,15 @@ class Horizon:
         published = horizon_positions(PUBLISHED_LAYERS, PUBLISHED_CONTEXT_STEPS)
         metrics["horizon/published_positions_by_closed_form"] = published
         metrics["horizon/published_seconds_by_closed_form"] = published / FRAME_RATE
+        metrics["horizon/positions_run_with_ttt"] = len(self.influence_with_ttt)
+        metrics["horizon/positions_with_ttt"] = np.count_nonzero(self.influence_with_ttt)
         metrics["horizon/streamed_change_at_last_position_within"] = self.streamed_change_within
         metrics["horizon/streamed_change_at_first_position_beyond"] = self.streamed_change_beyond
         return {name: float(value) for name, value in metrics.items()}
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        return {f"horizon/influence_{layers}_layers_context_{n}": v for (layers, n), v in self.influence.items()}
+        windows = {f"horizon/influence_{layers}_layers_context_{n}": v for (layers, n), v in self.influence.items()}
+        return windows | {"horizon/influence_with_ttt": self.influence_with_ttt}
 
 
 def horizon_positions(layers: int, context: int) -> int:
@@ -82,12 +90,14 @@ def measure_horizon(sizes: HorizonSizes) -> Horizon:
         influence[layers, context] = influence_by_distance(
             build_probe_lm(model), positions=horizon_positions(layers, context) + 7, seed=layers
         )
+    with_ttt = influence_by_distance(build_probe_lm(sizes.model, ProbeTTT()), sizes.positions_with_ttt, seed=0)
     measured = {case: int(np.nonzero(values)[0][-1]) + 1 for case, values in influence.items()}
     two_layers = replace(sizes.model, layers=2, context_steps=4)
     within, beyond = _streamed_changes(two_layers, [horizon_positions(2, 4) - 1, horizon_positions(2, 4)])
     return Horizon(
         measured=measured,
         influence={case: values / values.max() for case, values in influence.items()},
+        influence_with_ttt=with_ttt / with_ttt.max(),
         streamed_change_within=within,
         streamed_change_beyond=beyond,
     )

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from moshi.models.lm import LMModel
+from moshi.utils.compile import no_compile
 from torch import Tensor
 
 from backbones.moshi import MoshiConfig, attention_layers, build_lm, gates, mount
@@ -76,8 +77,13 @@ def random_tokens(model: ProbeModel, rows: int, positions: int, seed: int = 0) -
 
 
 def whole_logits(lm: LMModel, tokens: Tensor) -> Tensor:
-    """Logits (rows, positions, vocabulary) of one batched call, whose mask lets each position see its window."""
-    return lm.forward_text(tokens)[1][:, 0]
+    """Logits (rows, positions, vocabulary) of one call: of a new stream's whole, or the next of an open one.
+
+    Batched, the mask lets each position see its window.
+    """
+    # The package compiles its last norm wherever there is a GPU, also for a model that is not on it.
+    with no_compile():
+        return lm.forward_text(tokens)[1][:, 0]
 
 
 def streamed_logits(lm: LMModel, tokens: Tensor, tokens_per_call: Sequence[int]) -> Tensor:

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backbones.moshi.streaming_ttt import TTTStreamState
-from experiments.wraparound.mechanics.probe_models import ProbeModel, ProbeTTT, build_probe_lm, random_tokens
+from experiments.wraparound.mechanics.probe_models import (
+    ProbeModel,
+    ProbeTTT,
+    build_probe_lm,
+    random_tokens,
+    whole_logits,
+)
 from experiments.wraparound.mechanics.timing import (
     Slope,
     medians,
@@ -118,7 +124,7 @@ def _ttt_streams(sizes: StateCostSizes, memory: str, streams: ExitStack) -> dict
     for position in sizes.positions:
         while at < position:
             count = min(sizes.tokens_per_call, position - at)
-            runner.forward_text(random_tokens(sizes.model, rows=1, positions=count, seed=at))
+            whole_logits(runner, random_tokens(sizes.model, rows=1, positions=count, seed=at))
             at += count
         lm = build_probe_lm(sizes.model, ttt)
         streams.enter_context(lm.streaming(1))
@@ -148,4 +154,4 @@ def _cached_streams(sizes: StateCostSizes, streams: ExitStack) -> dict[int, LMMo
 
 
 def _step(lm: LMModel, token: Tensor) -> Callable[[], object]:
-    return lambda: lm.forward_text(token)
+    return lambda: whole_logits(lm, token)
