@@ -13,16 +13,20 @@ TRAIN_LEARNING_RATE = "train/learning_rate"
 
 VALIDATION_LOSS = "validation/loss"
 VALIDATION_TEXT_LOSS = "validation/text_loss_nats_per_token"
+VALIDATION_WORD_LOSS = "validation/word_loss_nats"
 VALIDATION_PERPLEXITY = "validation/text_perplexity"
 VALIDATION_CTC_LOSS = "validation/ctc_loss_nats_per_unit"
 
 LOSS_BY_POSITION = "loss_by_position"
+LEGAL_WORDS_BY_POSITION = "legal_words_by_position"
 RECALL_BY_DISTANCE = "recall_by_distance"
 VALUE_LOSS_BY_DISTANCE = "fact_value_loss_by_distance"
 FACTS_BY_DISTANCE = "facts_by_distance"
 RECALL_ALL = "recall/all_distances"
 RECALL_CHANCE = "recall/chance"
 RECALL_VALUE_LOSS = "recall/fact_value_loss_nats"
+
+STREAMED_AGAINST_BATCHED = "agreement/streamed_against_batched_relative_difference"
 
 SPEED = "speed/positions_per_second"
 SECONDS_PER_STEP = "speed/seconds_per_step"

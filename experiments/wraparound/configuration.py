@@ -1,0 +1,180 @@
+"""What the wraparound experiment is: which models are trained, and in which ways each of them is looked at."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from experiments.fact_streams.configuration import StreamTraining
+from experiments.fact_streams.spec import FactStreamSpec
+from experiments.harness.identity import plain_values
+from experiments.harness.study import Scale
+from experiments.wraparound.mechanics.measure import MechanicsSizes
+from ttt_core import TTTConfig
+from ttt_core.mounting import MountMode
+
+MECHANICS = "mechanics"
+TrainedLength = Literal["inside", "past"]
+ViewKind = Literal["batched", "streamed", "recomputed", "first_positions_hidden", "free_running", "ttt_state_reset"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSizes:
+    """A small full-duplex model of the moshi package: Moshi's temporal transformer without a depth transformer.
+
+    context: positions of its ring and of its attention, C in what follows.
+    """
+
+    dim: int
+    num_heads: int
+    num_layers: int
+    hidden_scale: float = 4.125
+    max_period: int = 10000
+    context: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One trained model.
+
+    length: "inside" never sees more than `context` positions, "past" sees several times as many.
+    window: positions its attention sees in training, None for all. sinks: first positions pinned in front of it.
+    ttt, mode: what is mounted in the top layer; None leaves its attention alone.
+    """
+
+    name: str
+    length: TrainedLength
+    window: int | None
+    sinks: int = 0
+    ttt: TTTConfig | None = None
+    mode: MountMode = "replace"
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One way of running a trained model over long streams; every view is an MLflow run of its own.
+
+    batched: all positions at once, under the window's mask. streamed: one position a call through the package's
+    streaming (its ring, where the attention is plain). recomputed: every position anew from the last `window`
+    positions alone, with an empty cache. first_positions_hidden: streamed up to the window's end, with the first
+    `hidden` positions masked from half the window on, as if the ring had overwritten them early. free_running: the
+    model reads back the words that it says. ttt_state_reset: streamed, with the TTT state (and nothing else) started
+    anew every `reset_every` positions.
+    """
+
+    name: str
+    training: str
+    kind: ViewKind
+    window: int | None
+    sinks: int = 0
+    hidden: int = 0
+    reset_every: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewPlan:
+    """What every view is measured on.
+
+    positions: of a stream; at least 16 contexts. streams: a seed. recomputed_streams: of these, the ones that are
+    recomputed at every position. position_edges, distance_edges: of the buckets.
+    """
+
+    positions: int
+    streams: int
+    recomputed_streams: int
+    position_edges: tuple[int, ...]
+    distance_edges: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WraparoundExperiment:
+    """Trainings x views x seeds, and the mechanics of the ring.
+
+    trainings: by their length, "inside" or "past", which differ in nothing but the streams they are trained on.
+    """
+
+    recipe: str
+    scale: Scale
+    seed: int
+    seed_count: int
+    model: ModelSizes
+    stream: FactStreamSpec
+    inside: StreamTraining
+    past: StreamTraining
+    trainings: tuple[Training, ...]
+    views: tuple[View, ...]
+    view_plan: ViewPlan
+    mechanics: MechanicsSizes
+
+    def __post_init__(self) -> None:
+        names = [training.name for training in self.trainings]
+        if len(set(names)) != len(names) or MECHANICS in names:
+            raise ValueError(f"trainings need different names, none of them {MECHANICS!r}; got {names}")
+        views = [view.name for view in self.views]
+        if len(set(views)) != len(views):
+            raise ValueError(f"views need different names, got {views}")
+        for view in self.views:
+            if view.training not in names:
+                raise ValueError(f"view {view.name!r} is of training {view.training!r}; there are {', '.join(names)}")
+        if self.inside.longest_positions > self.model.context:
+            raise ValueError(
+                f"the 'inside' training reads {self.inside.longest_positions} positions, more than the context of "
+                f"{self.model.context}"
+            )
+        if self.past.longest_positions <= self.model.context:
+            raise ValueError(
+                f"the 'past' training reads {self.past.longest_positions} positions, not more than the context of "
+                f"{self.model.context}"
+            )
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(range(self.seed, self.seed + self.seed_count))
+
+    def seeds_of(self, arm: str) -> tuple[int, ...]:
+        return self.seeds[:1] if arm == MECHANICS else self.seeds
+
+    @property
+    def arm_names(self) -> tuple[str, ...]:
+        return (MECHANICS, *(training.name for training in self.trainings))
+
+    def starts_from(self, arm: str) -> str | None:
+        return None
+
+    def with_seed(self, seed: int) -> WraparoundExperiment:
+        return dataclasses.replace(self, seed=seed, seed_count=1)
+
+    def with_weights(self, digest: str) -> WraparoundExperiment:
+        raise ValueError(f"{self.recipe} trains its models from scratch; --weights has nothing to load into")
+
+    def training(self, name: str) -> Training:
+        """The row called `name`. Raises ValueError, with those there are, when there is none."""
+        for training in self.trainings:
+            if training.name == name:
+                return training
+        raise ValueError(f"{self.recipe} has no arm {name!r}; it has {', '.join(self.arm_names)}")
+
+    def stream_training(self, training: Training) -> StreamTraining:
+        return self.inside if training.length == "inside" else self.past
+
+    def views_of(self, training: str) -> tuple[View, ...]:
+        return tuple(view for view in self.views if view.training == training)
+
+    def of_arm(self, name: str) -> dict[str, Any]:
+        """What one training's result depends on; of the mechanics, their sizes."""
+        own: dict[str, Any] = {"recipe": self.recipe, "scale": self.scale, "seed": self.seed, "arm": {"name": name}}
+        if name == MECHANICS:
+            return own | {"mechanics": plain_values(self.mechanics)}
+        training = self.training(name)
+        return own | {
+            "model": plain_values(self.model),
+            "stream": plain_values(self.stream),
+            "training": plain_values(self.stream_training(training)),
+            "arm": plain_values(training),
+        }
+
+    def of_view(self, view: View) -> dict[str, Any]:
+        """What one view's numbers depend on: its training and how it is looked at."""
+        own = self.of_arm(view.training)
+        return own | {"trained": own["arm"], "arm": plain_values(view), "view_plan": plain_values(self.view_plan)}

@@ -1,0 +1,145 @@
+"""What is made of all trainings and views: the table, the signatures, the figures, and the mechanics in words."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from experiments.harness import metric_names as names
+from experiments.harness.study import FinishedArm, Report
+from experiments.harness.text_table import aligned, human_bytes
+from experiments.wraparound.configuration import WraparoundExperiment
+from experiments.wraparound.figures import draw_all
+from experiments.wraparound.results import ViewResult, estimate, read_views
+from experiments.wraparound.signatures import COLUMNS, EXPLANATIONS, Observation, Verdict, judge, observe
+
+LENGTHS = ("inside", "past")
+
+
+def report_wraparound(
+    experiment: WraparoundExperiment, folder: Path, uri: str, finished: Sequence[FinishedArm]
+) -> Report:
+    """The table of views, and for each training length which explanation matches."""
+    views = read_views(experiment, finished, uri)
+    tables = [_failures(finished), _view_table(experiment, views)]
+    metrics: dict[str, float] = {}
+    rows: list[dict[str, object]] = []
+    for length in LENGTHS:
+        observations = observe(experiment, views, length)
+        if observations:
+            verdicts = judge(observations)
+            tables.append(_signature_table(length, observations, verdicts))
+            metrics |= _signature_metrics(length, observations, verdicts)
+            rows += _signature_rows(length, observations)
+    files = [_write_csv(folder / "signatures.csv", rows)] if rows else []
+    figures = draw_all(folder / "figures", experiment, views) if views else []
+    return Report(table="\n\n".join(table for table in tables if table), figures=figures, files=files, metrics=metrics)
+
+
+def _failures(finished: Sequence[FinishedArm]) -> str:
+    lines = [
+        f"{arm.task.label}: {'not run' if arm.outcome is None else arm.outcome.status.lower()}"
+        for arm in finished
+        if arm.outcome is None or arm.outcome.status != "FINISHED"
+    ]
+    return "\n".join(lines)
+
+
+def _view_table(experiment: WraparoundExperiment, views: Mapping[str, ViewResult]) -> str:
+    """One line a view: means over seeds."""
+    context, plan = experiment.model.context, experiment.view_plan
+    reach, end = experiment.model.num_layers * context, plan.position_edges[-1]
+    spans = ((context // 2, context), (context, 2 * context), (8 * context, end))
+    distances = ((0, context // 2), (context, reach), (reach, 4 * reach), (4 * reach, plan.distance_edges[-1]))
+    header = [
+        "view", "of", "seeds", *(f"loss {first}-{last}" for first, last in spans), f"legal {8 * context}-{end}",
+        *(f"recall {first}-{last}" for first, last in distances), "streamed - batched", "fixed bytes",
+    ]  # fmt: skip
+    rows = [header]
+    for name, result in views.items():
+        rows.append([
+            name,
+            result.view.training,
+            str(len(result.seeds)),
+            *(_shown(estimate([m.word_loss_between(*span) for m in result.measures]).mean, ".3f") for span in spans),
+            _shown(estimate([m.legal_between(8 * context, end) for m in result.measures]).mean, ".3f"),
+            *(_shown(estimate([m.recall_between(*d) for m in result.measures]).mean, ".2f") for d in distances),
+            _shown(result.metric(names.STREAMED_AGAINST_BATCHED).mean, ".0e"),
+            _bytes(result),
+        ])  # fmt: skip
+    chance = f"recall by guessing: {experiment.stream.chance_recall:.3f}; loss no model can go below: "
+    return f"{aligned(rows)}\n{chance}{experiment.stream.word_entropy_nats:.3f} nats per word"
+
+
+def _bytes(result: ViewResult) -> str:
+    grows = result.metric(names.STATE_BYTES_PER_POSITION).mean
+    fixed = human_bytes(result.metric(names.STATE_BYTES_FIXED).mean)
+    return fixed if not grows else f"{fixed} + {human_bytes(grows)} a position"
+
+
+def _shown(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)
+
+
+def _signature_table(length: str, observations: Sequence[Observation], verdicts: Sequence[Verdict]) -> str:
+    observed = [["observed, trained " + length, "answer", "mean over seeds [95 % interval]", "measured as"]]
+    observed += [
+        [COLUMNS[row.column].question, row.answer.value, str(row.found), COLUMNS[row.column].measure]
+        for row in observations
+    ]
+    judged = [["explanation", "result", "because of"]]
+    for verdict in verdicts:
+        told = [f"not: {COLUMNS[column].question}" for column in verdict.against] or [
+            f"open: {COLUMNS[column].question}" for column in verdict.open_columns
+        ]
+        judged.append([verdict.explanation, verdict.result, "; ".join(told)])
+    return f"{aligned(observed)}\n\n{aligned(judged)}"
+
+
+def _signature_metrics(
+    length: str, observations: Sequence[Observation], verdicts: Sequence[Verdict]
+) -> dict[str, float]:
+    """What the ledger reads: every estimate with its interval, and 1 for an explanation that matches, 0 for one that
+    is contradicted; an undecided one is not logged."""
+    found: dict[str, float] = {}
+    for row in observations:
+        found[f"signature_{length}/{row.column}"] = row.found.mean
+        if not math.isnan(row.found.low):
+            found |= {
+                f"signature_{length}/{row.column}_low": row.found.low,
+                f"signature_{length}/{row.column}_high": row.found.high,
+            }
+    for verdict in verdicts:
+        if verdict.result != "undecided":
+            name = verdict.explanation.replace(" ", "_")
+            found[f"explanation_{length}/{name}_matches"] = float(verdict.result == "matches")
+    return found
+
+
+def _signature_rows(length: str, observations: Sequence[Observation]) -> list[dict[str, object]]:
+    return [
+        {
+            "trained": length,
+            "column": row.column,
+            "question": COLUMNS[row.column].question,
+            "measured_as": COLUMNS[row.column].measure,
+            "yes_above": COLUMNS[row.column].yes_above,
+            "mean": row.found.mean,
+            "low_95": row.found.low,
+            "high_95": row.found.high,
+            "seeds": row.found.seeds,
+            "answer": row.answer.value,
+            **{f"{name}_expects": str(expected.get(row.column, "")) for name, expected in EXPLANATIONS.items()},
+        }
+        for row in observations
+    ]
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
