@@ -20,8 +20,17 @@ from experiments.wraparound.configuration import Training, View, WraparoundExper
 from experiments.wraparound.measures import ViewMeasures, measure_view, words_before
 from experiments.wraparound.models import build_trained, build_viewed
 from experiments.wraparound.results import ViewResult, estimate
-from experiments.wraparound.signatures import COLUMNS, EXPLANATIONS, Answer, Observation, judge, observe
+from experiments.wraparound.signatures import (
+    EXPLANATIONS,
+    SYMPTOMS,
+    Answer,
+    Observation,
+    Symptom,
+    judge,
+    observe,
+)
 
+LOCAL_LOSS, NEAR_RECALL = SYMPTOMS
 POSITIONS = 37
 """More than four contexts of eight, and no multiple of anything."""
 
@@ -74,11 +83,14 @@ def test_a_recomputed_position_is_a_fresh_model_on_the_last_positions_alone() ->
     experiment = smoke()
     training, window = experiment.training("attention-inside"), experiment.model.context
     lm = build_viewed(experiment, training, window, 0, weights_of(training))
-    recomputed = viewing.recomputed_logits(lm, streams().codes, window)
+    recomputed = viewing.recomputed_logits(lm, streams().codes, window, has_start_token=False)
     inputs = viewing.model_inputs(lm, streams().codes)
     for position in (0, 5, window - 1, window, 2 * window + 1, POSITIONS - 1):
         alone = lm.forward_text(inputs[:, :, max(0, position - window + 1) : position + 1])[1][:, 0, -1]
         torch.testing.assert_close(recomputed[:, position], alone, rtol=1e-5, atol=1e-5)
+    started = viewing.recomputed_logits(lm, streams().codes, window)
+    fresh = viewing.streamed_logits(lm, streams().codes[:, :, POSITIONS - window :])  # begins with the start token
+    torch.testing.assert_close(started[:, -1], fresh[:, -1], rtol=1e-5, atol=1e-5)
     plain = viewing.batched_logits(lm, streams().codes)
     assert torch.allclose(plain[:, :window], recomputed[:, :window], atol=1e-5)
     assert not torch.allclose(plain[:, window:], recomputed[:, window:], atol=1e-3)
@@ -144,11 +156,11 @@ def test_measures_of_a_model_that_knows_the_grammar_and_of_one_that_knows_nothin
     )
     knowing[drawn.is_answer] = torch.nn.functional.one_hot(drawn.text, spec.text_tokens).float()[drawn.is_answer] * 50
     edges = (0, 16, 64, 128), (0, 8, 128)
-    measured = measure_view(knowing, None, drawn, spec, *edges)
+    measured = measure_view(knowing, None, drawn, spec, *edges, near=5)
     assert measured.word_loss_between(16, 128) == pytest.approx(spec.word_entropy_nats, abs=0.03)
     assert measured.legal_between(0, 128) == pytest.approx(1.0)
     assert measured.recall_between(0, 128) == 1.0
-    nothing = measure_view(torch.zeros_like(knowing), None, drawn, spec, *edges)
+    nothing = measure_view(torch.zeros_like(knowing), None, drawn, spec, *edges, near=5)
     assert nothing.word_loss_between(0, 128) == pytest.approx(math.log(spec.text_tokens), rel=1e-5)
     assert nothing.legal_between(0, 128) == pytest.approx(3 / spec.text_tokens, rel=1e-5)
     assert nothing.recall_between(0, 128) < 0.3
@@ -160,7 +172,7 @@ def test_measures_of_a_model_that_knows_the_grammar_and_of_one_that_knows_nothin
 
 def test_saved_measures_are_the_measures(tmp_path: Path) -> None:
     logits = torch.randn(3, POSITIONS, smoke().stream.text_tokens)
-    measured = measure_view(logits, None, streams(), smoke().stream, (0, 8, 37), (0, 8, 37))
+    measured = measure_view(logits, None, streams(), smoke().stream, (0, 8, 37), (0, 8, 37), 4)
     measured.save(tmp_path / "measures.npz")
     loaded = ViewMeasures.load(tmp_path / "measures.npz")
     assert loaded.position_edges == (0, 8, 37)
@@ -178,14 +190,13 @@ def test_the_interval_over_seeds_is_students() -> None:
 def planted(
     experiment: WraparoundExperiment, loss: dict[str, tuple[float, float, float]], recall: float
 ) -> dict[str, ViewResult]:
-    """Views "NAME-inside" of three seeds with the given losses before the wrap, just after it, and beyond 8 C."""
+    """Views "NAME-inside" of three seeds with the given losses before C / 2, from there to C, and after."""
     context, plan = experiment.model.context, experiment.view_plan
     results = {}
-    for name, (before, after, far) in loss.items():
+    for name, (before, half, after) in loss.items():
         means = [
-            before if end <= context else after if end <= 2 * context else far
-            for end in plan.position_edges[1:]
-        ]  # fmt: skip
+            before if end <= context // 2 else half if end <= context else after for end in plan.position_edges[1:]
+        ]
         recalls = [0.95 if end <= context else recall for end in plan.distance_edges[1:]]
         measures = []
         for seed in range(3):
@@ -196,6 +207,7 @@ def planted(
                     position_edges=plan.position_edges, distance_edges=plan.distance_edges,
                     word_loss_sums=numpy.array([means, means]) + 0.001 * seed, legal_sums=0.9 * ones, word_counts=ones,
                     recalled=asked * numpy.array(recalls), asked=asked, answer_loss_sums=asked,
+                    near_recalled=0.95 * ones, near_asked=ones,
                 )
             )  # fmt: skip
         view = View(name=f"{name}-inside", training="attention-inside", kind="batched", window=context)
@@ -206,17 +218,21 @@ def planted(
     return results
 
 
-def explained(views: dict[str, ViewResult]) -> dict[str, str]:
-    return {verdict.explanation: verdict.result for verdict in judge(observe(smoke(), views, "inside"))}
+def explained(views: dict[str, ViewResult], symptom: Symptom = LOCAL_LOSS) -> dict[str, str]:
+    observations = observe(smoke(), views, "inside", symptom)
+    return {verdict.explanation: verdict.result for verdict in judge(observations)}
+
+
+FLAT, HURT = (1.0, 1.0, 1.0), (1.0, 1.0, 1.3)
+HURT_EARLY = (1.0, 1.3, 1.3)
 
 
 def test_planted_sink_eviction_is_told_from_every_other_explanation() -> None:
-    flat, hurt = (1.0, 1.0, 1.0), (1.0, 1.3, 1.2)
     views = planted(
         smoke(),
         {
-            "ring": hurt, "sinks": flat, "recomputed": flat, "twice-the-window": flat, "hidden": (1.3, 1.3, 1.3),
-            "full": flat, "free": flat,
+            "ring": HURT, "sinks": FLAT, "recomputed": FLAT, "half-the-window": HURT_EARLY, "hidden": HURT_EARLY,
+            "full": FLAT, "free": FLAT,
         },
         recall=0.9,
     )  # fmt: skip
@@ -224,23 +240,22 @@ def test_planted_sink_eviction_is_told_from_every_other_explanation() -> None:
         "cache corruption": "contradicted", "lost information": "contradicted", "sink eviction": "matches",
         "longer than trained": "contradicted", "exposure to its own output": "contradicted",
     }  # fmt: skip
+    assert "matches" not in explained(views, NEAR_RECALL).values()  # nothing was planted there
 
 
 def test_planted_loss_of_memory_is_told_from_every_other_explanation() -> None:
-    flat = (1.0, 1.0, 1.0)
-    names = ("ring", "sinks", "recomputed", "twice-the-window", "hidden", "full", "free")
-    verdicts = explained(planted(smoke(), dict.fromkeys(names, flat), recall=0.25))
+    names = ("ring", "sinks", "recomputed", "half-the-window", "hidden", "full", "free")
+    verdicts = explained(planted(smoke(), dict.fromkeys(names, FLAT), recall=0.25))
     assert verdicts["lost information"] == "matches"
     assert {verdicts[name] for name in EXPLANATIONS if name != "lost information"} == {"contradicted"}
 
 
 def test_planted_reading_beyond_training_is_told_from_every_other_explanation() -> None:
-    flat, hurt = (1.0, 1.0, 1.0), (1.0, 1.4, 1.6)
     views = planted(
         smoke(),
         {
-            "ring": hurt, "sinks": hurt, "recomputed": flat, "twice-the-window": hurt, "hidden": flat, "full": hurt,
-            "free": flat,
+            "ring": HURT, "sinks": HURT, "recomputed": FLAT, "half-the-window": HURT, "hidden": FLAT, "full": HURT,
+            "free": FLAT,
         },
         recall=0.9,
     )  # fmt: skip
@@ -250,17 +265,15 @@ def test_planted_reading_beyond_training_is_told_from_every_other_explanation() 
 
 
 def test_one_seed_decides_nothing() -> None:
-    column = COLUMNS["rises"]
-    assert column.answer(estimate([5.0])) == Answer.OPEN
-    assert column.answer(estimate([5.0, 5.1, 4.9])) == Answer.YES
-    assert column.answer(estimate([0.0, 0.001, -0.001])) == Answer.NO
-    assert column.answer(estimate([0.1, -0.1, 0.05])) == Answer.OPEN
-    [corruption] = [
-        verdict
-        for verdict in judge([Observation(column="rises", found=estimate([5.0]), answer=Answer.OPEN)])
-        if verdict.explanation == "cache corruption"
-    ]
-    assert corruption.result == "undecided"
+    def answer(*values: float) -> Answer:
+        return Observation(column="breaks_at_wrap", found=estimate(values), yes_above=0.02).answer
+
+    assert answer(5.0) == Answer.OPEN
+    assert answer(5.0, 5.1, 4.9) == Answer.YES
+    assert answer(0.0, 0.001, -0.001) == Answer.NO
+    assert answer(0.1, -0.1, 0.05) == Answer.OPEN
+    alone = Observation(column="breaks_at_wrap", found=estimate([5.0]), yes_above=0.02)
+    assert {verdict.result for verdict in judge([alone])} == {"undecided"}
 
 
 def test_arms_that_cannot_be_are_refused() -> None:

@@ -19,6 +19,7 @@ VALIDATION_CTC_LOSS = "validation/ctc_loss_nats_per_unit"
 
 LOSS_BY_POSITION = "loss_by_position"
 LEGAL_WORDS_BY_POSITION = "legal_words_by_position"
+NEAR_RECALL_BY_POSITION = "near_recall_by_position"
 RECALL_BY_DISTANCE = "recall_by_distance"
 VALUE_LOSS_BY_DISTANCE = "fact_value_loss_by_distance"
 FACTS_BY_DISTANCE = "facts_by_distance"

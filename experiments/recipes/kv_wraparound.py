@@ -73,6 +73,7 @@ def kv_wraparound(*, scale: Scale, seed: int) -> WraparoundExperiment:
             recomputed_streams=sizes.recomputed_streams,
             position_edges=_position_edges(context, sizes.contexts),
             distance_edges=_distance_edges(context, sizes.contexts),
+            near=context // 2,
         ),
         mechanics=sizes.mechanics,
     )
@@ -107,6 +108,10 @@ def _views(context: int, reset_every: int) -> tuple[View, ...]:
             View(name=f"twice-the-window-{length}", training=attention, kind="batched", window=2 * context),
             View(name=f"four-times-the-window-{length}", training=attention, kind="batched", window=4 * context),
             View(name=f"recomputed-{length}", training=attention, kind="recomputed", window=context),
+            View(
+                name=f"recomputed-no-start-{length}", training=attention, kind="recomputed", window=context,
+                has_start_token=False,
+            ),
             View(
                 name=f"hidden-{length}", training=attention, kind="first_positions_hidden", window=context,
                 hidden=SINKS,

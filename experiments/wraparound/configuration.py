@@ -55,12 +55,15 @@ class Training:
 class View:
     """One way of running a trained model over long streams; every view is an MLflow run of its own.
 
-    batched: all positions at once, under the window's mask. streamed: one position a call through the package's
-    streaming (its ring, where the attention is plain). recomputed: every position anew from the last `window`
-    positions alone, with an empty cache. first_positions_hidden: streamed up to the window's end, with the first
-    `hidden` positions masked from half the window on, as if the ring had overwritten them early. free_running: the
-    model reads back the words that it says. ttt_state_reset: streamed, with the TTT state (and nothing else) started
-    anew every `reset_every` positions.
+    batched: all positions at once, under the window's mask.
+    streamed: one position a call through the package's streaming (its ring, where the attention is plain).
+    recomputed: every position with a cache that holds the last positions alone: streaming begun anew, which the package
+        always begins with its start token, and fed the last `window - 1`; or, without the start token, the last
+        `window`.
+    first_positions_hidden: streamed up to the window's end, with the first `hidden` positions masked from half the
+        window on, as if the ring had overwritten them early.
+    free_running: the model reads back the words that it says.
+    ttt_state_reset: streamed, with the TTT state (and nothing else) started anew every `reset_every` positions.
     """
 
     name: str
@@ -70,6 +73,7 @@ class View:
     sinks: int = 0
     hidden: int = 0
     reset_every: int | None = None
+    has_start_token: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,8 @@ class ViewPlan:
     """What every view is measured on.
 
     positions: of a stream; at least 16 contexts. streams: a seed. recomputed_streams: of these, the ones that are
-    recomputed at every position. position_edges, distance_edges: of the buckets.
+    recomputed at every position. position_edges, distance_edges: of the buckets. near: facts stated less than that
+    many positions ago are near ones, which every window holds.
     """
 
     positions: int
@@ -85,6 +90,7 @@ class ViewPlan:
     recomputed_streams: int
     position_edges: tuple[int, ...]
     distance_edges: tuple[int, ...]
+    near: int
 
 
 @dataclass(frozen=True, kw_only=True)

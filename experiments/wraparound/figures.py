@@ -36,22 +36,27 @@ def draw_all(folder: Path, experiment: WraparoundExperiment, views: Mapping[str,
 
 
 def _main_figure(path: Path, experiment: WraparoundExperiment, views: Mapping[str, ViewResult]) -> Path:
-    figure = Figure(figsize=(12, 8), layout="constrained")
-    grid = figure.subplots(2, 2)
+    figure = Figure(figsize=(17, 8.5), layout="constrained")
+    grid = figure.subplots(2, 3)
     for row, (length, arms) in enumerate(MAIN_ARMS.items()):
         trained = (experiment.inside if length == "inside" else experiment.past).longest_positions
         shown = [views[arm] for arm in arms if arm in views]
-        left, right = grid[row]
+        left, middle, right = grid[row]
         for view in shown:
             _draw_by_bucket(left, view, names.LOSS_BY_POSITION, experiment.view_plan.position_edges)
+            _draw_by_bucket(middle, view, names.NEAR_RECALL_BY_POSITION, experiment.view_plan.position_edges)
             _draw_by_bucket(right, view, names.RECALL_BY_DISTANCE, experiment.view_plan.distance_edges)
         title = f"trained on {trained} positions ({length} the context)"
         left.set(title=f"Local loss by position: {title}", ylabel="nats per word")
+        near = f"share recalled of facts heard less than {experiment.view_plan.near} positions ago"
+        middle.set(title=f"Near recall by position: {title}", ylabel=near)
         right.set(title=f"Recall by distance: {title}", ylabel="share of facts recalled")
         left.axhline(experiment.stream.word_entropy_nats, color="grey", linestyle=":", label="no model can go below")
-        right.axhline(experiment.stream.chance_recall, color="grey", linestyle=":", label="guessing")
-        right.set_ylim(-0.03, 1.03)
+        for axes in (middle, right):
+            axes.axhline(experiment.stream.chance_recall, color="grey", linestyle=":", label="guessing")
+            axes.set_ylim(-0.03, 1.03)
         _finish_positions(left, experiment, trained, "position in the stream")
+        _finish_positions(middle, experiment, trained, "position in the stream")
         _finish_positions(right, experiment, None, "positions between statement and answer")
     figure.suptitle(f"{experiment.recipe}, scale {experiment.scale}: what happens when the ring wraps")
     figure.savefig(path, dpi=RESOLUTION_DOTS_PER_INCH)

@@ -28,6 +28,7 @@ class ViewMeasures:
     word_loss_sums, word_counts: nats of words by position (NaN sums where the text was not given but said).
     legal_sums: probability that the model gives to words the grammar allows, at the same places.
     recalled, asked: answers whose value was the likeliest token, and all of them, by distance. answer_loss_sums: nats.
+    near_recalled, near_asked: the same of facts stated a few positions ago, by the position of the answer.
     """
 
     position_edges: tuple[int, ...]
@@ -38,12 +39,15 @@ class ViewMeasures:
     recalled: Floats
     asked: Floats
     answer_loss_sums: Floats
+    near_recalled: Floats
+    near_asked: Floats
 
     def metrics(self) -> dict[str, float]:
         """Means over all streams, one metric a bucket; buckets without any value are left out."""
         sections = (
             (names.LOSS_BY_POSITION, self.position_edges, self.word_loss_sums, self.word_counts),
             (names.LEGAL_WORDS_BY_POSITION, self.position_edges, self.legal_sums, self.word_counts),
+            (names.NEAR_RECALL_BY_POSITION, self.position_edges, self.near_recalled, self.near_asked),
             (names.RECALL_BY_DISTANCE, self.distance_edges, self.recalled, self.asked),
             (names.VALUE_LOSS_BY_DISTANCE, self.distance_edges, self.answer_loss_sums, self.asked),
         )
@@ -65,6 +69,10 @@ class ViewMeasures:
 
     def legal_between(self, first: int, end: int) -> float:
         return self._between(self.legal_sums, self.word_counts, self.position_edges, first, end)
+
+    def near_recall_between(self, first: int, end: int) -> float:
+        """Share recalled of the facts stated a few positions ago, of answers at first <= t < end."""
+        return self._between(self.near_recalled, self.near_asked, self.position_edges, first, end)
 
     def recall_between(self, first: int, end: int) -> float:
         """Share recalled of the facts stated first <= d < end positions ago."""
@@ -89,12 +97,13 @@ class ViewMeasures:
 
 def measure_view(
     logits: Tensor, said: Tensor | None, streams: FactStreams, spec: FactStreamSpec,
-    position_edges: tuple[int, ...], distance_edges: tuple[int, ...],
+    position_edges: tuple[int, ...], distance_edges: tuple[int, ...], near: int,
 ) -> ViewMeasures:  # fmt: skip
     """Measures of logits (N, T', V) over the first T' positions of the streams.
 
     said: (N, T') the text that the model read back, where it was its own; None where it was the streams' text. Of its
     own text a loss would say nothing (there is no right word), so that is NaN; the grammar and the answers still judge.
+    near: facts stated less than that many positions ago count as near.
     """
     positions = logits.shape[1]
     is_answer = streams.is_answer[:, :positions]
@@ -109,8 +118,10 @@ def measure_view(
     places = torch.arange(positions).expand_as(text)
     distances = streams.distances[:, :positions]
 
-    def by_position(values: Tensor) -> Floats:
-        return _bucket_sums(places, values, is_word, position_edges)
+    is_near = is_answer & (distances < near)
+
+    def by_position(values: Tensor, is_counted: Tensor = is_word) -> Floats:
+        return _bucket_sums(places, values, is_counted, position_edges)
 
     def by_distance(values: Tensor) -> Floats:
         return _bucket_sums(distances, values, is_answer, distance_edges)
@@ -125,6 +136,8 @@ def measure_view(
         recalled=by_distance(right.float()),
         asked=by_distance(ones),
         answer_loss_sums=by_distance(losses),
+        near_recalled=by_position(right.float(), is_near),
+        near_asked=by_position(ones, is_near),
     )
 
 

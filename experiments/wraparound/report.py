@@ -13,7 +13,16 @@ from experiments.harness.text_table import aligned, human_bytes
 from experiments.wraparound.configuration import WraparoundExperiment
 from experiments.wraparound.figures import draw_all
 from experiments.wraparound.results import ViewResult, estimate, read_views
-from experiments.wraparound.signatures import COLUMNS, EXPLANATIONS, Observation, Verdict, judge, observe
+from experiments.wraparound.signatures import (
+    COLUMNS,
+    EXPLANATIONS,
+    SYMPTOMS,
+    Observation,
+    Symptom,
+    Verdict,
+    judge,
+    observe,
+)
 
 LENGTHS = ("inside", "past")
 
@@ -27,12 +36,13 @@ def report_wraparound(
     metrics: dict[str, float] = {}
     rows: list[dict[str, object]] = []
     for length in LENGTHS:
-        observations = observe(experiment, views, length)
-        if observations:
-            verdicts = judge(observations)
-            tables.append(_signature_table(length, observations, verdicts))
-            metrics |= _signature_metrics(length, observations, verdicts)
-            rows += _signature_rows(length, observations)
+        for symptom in SYMPTOMS:
+            observations = observe(experiment, views, length, symptom)
+            if observations:
+                verdicts = judge(observations)
+                tables.append(_signature_table(length, symptom, observations, verdicts))
+                metrics |= _signature_metrics(length, symptom, observations, verdicts)
+                rows += _signature_rows(length, symptom, observations)
     files = [_write_csv(folder / "signatures.csv", rows)] if rows else []
     figures = draw_all(folder / "figures", experiment, views) if views else []
     return Report(table="\n\n".join(table for table in tables if table), figures=figures, files=files, metrics=metrics)
@@ -51,22 +61,25 @@ def _view_table(experiment: WraparoundExperiment, views: Mapping[str, ViewResult
     """One line a view: means over seeds."""
     context, plan = experiment.model.context, experiment.view_plan
     reach, end = experiment.model.num_layers * context, plan.position_edges[-1]
-    spans = ((context // 2, context), (context, 2 * context), (8 * context, end))
-    distances = ((0, context // 2), (context, reach), (reach, 4 * reach), (4 * reach, plan.distance_edges[-1]))
+    spans = ((0, context), (context, 2 * context), (8 * context, end))
+    distances = ((0, plan.near), (context, reach), (reach, 4 * reach), (4 * reach, plan.distance_edges[-1]))
     header = [
         "view", "of", "seeds", *(f"loss {first}-{last}" for first, last in spans), f"legal {8 * context}-{end}",
+        *(f"near recall {first}-{last}" for first, last in spans),
         *(f"recall {first}-{last}" for first, last in distances), "streamed - batched", "fixed bytes",
     ]  # fmt: skip
     rows = [header]
     for name, result in views.items():
+        measures = result.measures
         rows.append([
             name,
             result.view.training,
             str(len(result.seeds)),
-            *(_shown(estimate([m.word_loss_between(*span) for m in result.measures]).mean, ".3f") for span in spans),
-            _shown(estimate([m.legal_between(8 * context, end) for m in result.measures]).mean, ".3f"),
-            *(_shown(estimate([m.recall_between(*d) for m in result.measures]).mean, ".2f") for d in distances),
-            _shown(result.metric(names.STREAMED_AGAINST_BATCHED).mean, ".0e"),
+            *(_shown([m.word_loss_between(*span) for m in measures], ".3f") for span in spans),
+            _shown([m.legal_between(8 * context, end) for m in measures], ".3f"),
+            *(_shown([m.near_recall_between(*span) for m in measures], ".2f") for span in spans),
+            *(_shown([m.recall_between(*distance) for m in measures], ".2f") for distance in distances),
+            _shown([metrics.get(names.STREAMED_AGAINST_BATCHED, math.nan) for metrics in result.metrics], ".0e"),
             _bytes(result),
         ])  # fmt: skip
     chance = f"recall by guessing: {experiment.stream.chance_recall:.3f}; loss no model can go below: "
@@ -79,53 +92,53 @@ def _bytes(result: ViewResult) -> str:
     return fixed if not grows else f"{fixed} + {human_bytes(grows)} a position"
 
 
-def _shown(value: float, form: str) -> str:
-    return "-" if math.isnan(value) else format(value, form)
+def _shown(values: Sequence[float], form: str) -> str:
+    mean = estimate(values).mean
+    return "-" if math.isnan(mean) else format(mean, form)
 
 
-def _signature_table(length: str, observations: Sequence[Observation], verdicts: Sequence[Verdict]) -> str:
-    observed = [["observed, trained " + length, "answer", "mean over seeds [95 % interval]", "measured as"]]
-    observed += [
-        [COLUMNS[row.column].question, row.answer.value, str(row.found), COLUMNS[row.column].measure]
-        for row in observations
-    ]
+def _signature_table(
+    length: str, symptom: Symptom, observations: Sequence[Observation], verdicts: Sequence[Verdict]
+) -> str:
+    head = f"{symptom.name} ({symptom.unit}), trained {length} the context"
+    observed = [[head, "answer", "mean over seeds [95 % interval]", "yes above"]]
+    observed += [[COLUMNS[row.column], row.answer.value, str(row.found), f"{row.yes_above:g}"] for row in observations]
     judged = [["explanation", "result", "because of"]]
     for verdict in verdicts:
-        told = [f"not: {COLUMNS[column].question}" for column in verdict.against] or [
-            f"open: {COLUMNS[column].question}" for column in verdict.open_columns
-        ]
-        judged.append([verdict.explanation, verdict.result, "; ".join(told)])
+        told = [f"not {column}" for column in verdict.against] or [f"open {column}" for column in verdict.open_columns]
+        judged.append([verdict.explanation, verdict.result, ", ".join(told)])
     return f"{aligned(observed)}\n\n{aligned(judged)}"
 
 
 def _signature_metrics(
-    length: str, observations: Sequence[Observation], verdicts: Sequence[Verdict]
+    length: str, symptom: Symptom, observations: Sequence[Observation], verdicts: Sequence[Verdict]
 ) -> dict[str, float]:
     """What the ledger reads: every estimate with its interval, and 1 for an explanation that matches, 0 for one that
     is contradicted; an undecided one is not logged."""
+    section = f"{length}_{symptom.name.replace(' ', '_')}"
     found: dict[str, float] = {}
     for row in observations:
-        found[f"signature_{length}/{row.column}"] = row.found.mean
+        found[f"signature_{section}/{row.column}"] = row.found.mean
         if not math.isnan(row.found.low):
             found |= {
-                f"signature_{length}/{row.column}_low": row.found.low,
-                f"signature_{length}/{row.column}_high": row.found.high,
+                f"signature_{section}/{row.column}_low": row.found.low,
+                f"signature_{section}/{row.column}_high": row.found.high,
             }
     for verdict in verdicts:
         if verdict.result != "undecided":
             name = verdict.explanation.replace(" ", "_")
-            found[f"explanation_{length}/{name}_matches"] = float(verdict.result == "matches")
-    return found
+            found[f"explanation_{section}/{name}_matches"] = float(verdict.result == "matches")
+    return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
-def _signature_rows(length: str, observations: Sequence[Observation]) -> list[dict[str, object]]:
+def _signature_rows(length: str, symptom: Symptom, observations: Sequence[Observation]) -> list[dict[str, object]]:
     return [
         {
             "trained": length,
+            "symptom": symptom.name,
             "column": row.column,
-            "question": COLUMNS[row.column].question,
-            "measured_as": COLUMNS[row.column].measure,
-            "yes_above": COLUMNS[row.column].yes_above,
+            "measured_as": COLUMNS[row.column],
+            "yes_above": row.yes_above,
             "mean": row.found.mean,
             "low_95": row.found.low,
             "high_95": row.found.high,

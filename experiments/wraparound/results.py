@@ -60,15 +60,18 @@ class ViewResult:
 
 
 def read_views(experiment: WraparoundExperiment, finished: Sequence[FinishedArm], uri: str) -> dict[str, ViewResult]:
-    """Every view of which at least one seed has finished, in the configuration's order."""
+    """Views in the configuration's order, each under the seeds that all of them finished, so that arms are compared
+    under the same seeds. A view that no seed finished is left out."""
     folders: dict[str, list[tuple[int, Path]]] = {view.name: [] for view in experiment.views}
     for arm in finished:
         for path in sorted((arm.task.folder / "views").glob("*")):
             if path.name in folders and is_finished(path):
                 folders[path.name].append((arm.seed, path))
     results = {}
+    begun = [{seed for seed, _ in rows} for rows in folders.values() if rows]
+    common = set.intersection(*begun) if begun else set[int]()
     for view in experiment.views:
-        rows = sorted(folders[view.name])
+        rows = sorted((seed, path) for seed, path in folders[view.name] if seed in common)
         if rows:
             results[view.name] = ViewResult(
                 view=view,

@@ -1,6 +1,8 @@
 """Which explanation of a breakdown fits: what each predicts, what was observed, and where they part.
 
 C is the ring's context. A model that was trained "inside" has never read more than C positions; one trained "past" has.
+Two things can break, and each is looked at by itself: the *local loss* (nats per word of a grammar that needs the last
+three positions) and the *near recall* (facts heard less than C / 2 positions ago, which every window still holds).
 """
 
 from __future__ import annotations
@@ -12,12 +14,11 @@ from enum import StrEnum
 
 from experiments.harness import metric_names as names
 from experiments.wraparound.configuration import WraparoundExperiment
+from experiments.wraparound.measures import ViewMeasures
 from experiments.wraparound.results import Estimate, ViewResult, estimate
 
-RISE_THAT_COUNTS_NATS = 0.02
 SHARE_THAT_COUNTS = 0.5
 RECALL_THAT_COUNTS = 0.25
-LEGAL_SHARE_THAT_COUNTS = 0.02
 STREAMING_ERROR_THAT_COUNTS = 1e-4
 
 
@@ -28,98 +29,85 @@ class Answer(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
-    """One question to the measurements. yes_above: the answer is yes where the whole interval lies above it, no where
-    it lies below."""
+class Symptom:
+    """Something that can break. value: of positions first <= t < end, the larger the worse. counts_above: the change
+    that counts as damage. free_running: the same where the model reads its own words, on which no loss is defined."""
 
-    question: str
-    measure: str
-    yes_above: float
-
-    def answer(self, found: Estimate) -> Answer:
-        if math.isnan(found.low):
-            return Answer.OPEN
-        return Answer.YES if found.low > self.yes_above else Answer.NO if found.high < self.yes_above else Answer.OPEN
+    name: str
+    unit: str
+    value: Callable[[ViewMeasures, int, int], float]
+    counts_above: float
+    free_running: Callable[[ViewMeasures, int, int], float]
 
 
-COLUMNS = {
-    "rises": Column(
-        question="local loss rises at the wrap",
-        measure="nats per word in [C, 2C) minus [C/2, C)",
-        yes_above=RISE_THAT_COUNTS_NATS,
+SYMPTOMS = (
+    Symptom(
+        name="local loss",
+        unit="nats per word",
+        value=lambda m, first, end: m.word_loss_between(first, end),
+        counts_above=0.03,
+        free_running=lambda m, first, end: 1 - m.legal_between(first, end),
     ),
-    "onset_moves": Column(
-        question="the onset moves with the window",
-        measure="share of the rise that is gone in [C, 2C) when the window is 2C",
-        yes_above=SHARE_THAT_COUNTS,
+    Symptom(
+        name="near recall",
+        unit="share of near facts not recalled",
+        value=lambda m, first, end: 1 - m.near_recall_between(first, end),
+        counts_above=0.1,
+        free_running=lambda m, first, end: 1 - m.near_recall_between(first, end),
     ),
-    "pinned_cures": Column(
-        question="four pinned first positions cure it",
-        measure="share of the rise that is gone with sinks",
-        yes_above=SHARE_THAT_COUNTS,
-    ),
-    "recomputed_cures": Column(
-        question="recomputing the cache from the last C positions cures it",
-        measure="share of the rise that is gone when recomputed",
-        yes_above=SHARE_THAT_COUNTS,
-    ),
-    "distant_recall_lost": Column(
-        question="distant recall is lost",
-        measure="recall of facts within C/2 minus of those beyond the reach of all layers",
-        yes_above=RECALL_THAT_COUNTS,
-    ),
-    "free_running_worse": Column(
-        question="it needs free running",
-        measure="fall of the legal words' probability from [C/2, C) to beyond 8C, free running minus teacher-forced",
-        yes_above=LEGAL_SHARE_THAT_COUNTS,
-    ),
-    "streamed_differs": Column(
-        question="streamed differs from windowed",
-        measure="largest relative difference, one position a call",
-        yes_above=STREAMING_ERROR_THAT_COUNTS,
-    ),
-    "hidden_early_reproduces": Column(
-        question="masking the first positions early reproduces it",
-        measure="share of the rise seen in [C/2, C) when the first four are masked there",
-        yes_above=SHARE_THAT_COUNTS,
-    ),
-    "full_attention_suffers": Column(
-        question="full attention suffers too",
-        measure="nats per word beyond 8C minus [C/2, C), without any window",
-        yes_above=RISE_THAT_COUNTS_NATS,
-    ),
-}
-
-EXPLANATIONS: dict[str, dict[str, Answer]] = {
-    "cache corruption": {
-        "rises": Answer.YES, "onset_moves": Answer.YES, "pinned_cures": Answer.NO, "recomputed_cures": Answer.YES,
-        "streamed_differs": Answer.YES,
-    },
-    "lost information": {
-        "rises": Answer.NO, "distant_recall_lost": Answer.YES, "streamed_differs": Answer.NO,
-    },
-    "sink eviction": {
-        "rises": Answer.YES, "onset_moves": Answer.YES, "pinned_cures": Answer.YES, "recomputed_cures": Answer.YES,
-        "streamed_differs": Answer.NO, "hidden_early_reproduces": Answer.YES,
-    },
-    "longer than trained": {
-        "rises": Answer.YES, "onset_moves": Answer.NO, "pinned_cures": Answer.NO, "recomputed_cures": Answer.YES,
-        "streamed_differs": Answer.NO, "full_attention_suffers": Answer.YES,
-    },
-    "exposure to its own output": {
-        "rises": Answer.NO, "free_running_worse": Answer.YES,
-    },
-}  # fmt: skip
-"""What each explanation predicts; columns it says nothing about are absent."""
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """One column of one family of arms."""
+    """One column: a question, its estimate over seeds, and the answer: yes where the whole interval lies above
+    `yes_above`, no where it lies below, else open."""
 
     column: str
     found: Estimate
-    answer: Answer
+    yes_above: float
+
+    @property
+    def answer(self) -> Answer:
+        if math.isnan(self.found.low):
+            return Answer.OPEN
+        above, below = self.found.low > self.yes_above, self.found.high < self.yes_above
+        return Answer.YES if above else Answer.NO if below else Answer.OPEN
+
+
+COLUMNS = {
+    "breaks_at_wrap": "it breaks when the ring wraps: change from before C to after it",
+    "onset_moves": "the onset moves with the window: share of the damage seen before C under a window of C / 2",
+    "pinned_cures": "four pinned first positions cure it: share of the damage that is gone",
+    "recomputed_cures": "recomputing the cache from the last positions cures it: share of the damage that is gone",
+    "distant_recall_lost": "distant recall is lost: recall of near facts minus of those beyond all layers' reach",
+    "free_running_worse": "it needs free running: change after C, own words read back minus given words",
+    "streamed_differs": "streamed differs from windowed: largest relative difference, one position a call",
+    "hidden_early_reproduces": "masking the first positions early reproduces it: share of the damage seen before C",
+    "full_attention_suffers": "full attention suffers too: change from before C to beyond 8 C without a window",
+}
+
+EXPLANATIONS: dict[str, dict[str, Answer]] = {
+    "cache corruption": {
+        "breaks_at_wrap": Answer.YES, "onset_moves": Answer.YES, "pinned_cures": Answer.NO,
+        "recomputed_cures": Answer.YES, "streamed_differs": Answer.YES,
+    },
+    "lost information": {
+        "breaks_at_wrap": Answer.NO, "distant_recall_lost": Answer.YES, "streamed_differs": Answer.NO,
+    },
+    "sink eviction": {
+        "breaks_at_wrap": Answer.YES, "onset_moves": Answer.YES, "pinned_cures": Answer.YES,
+        "recomputed_cures": Answer.YES, "streamed_differs": Answer.NO, "hidden_early_reproduces": Answer.YES,
+    },
+    "longer than trained": {
+        "breaks_at_wrap": Answer.YES, "onset_moves": Answer.NO, "pinned_cures": Answer.NO,
+        "recomputed_cures": Answer.YES, "streamed_differs": Answer.NO, "full_attention_suffers": Answer.YES,
+    },
+    "exposure to its own output": {
+        "breaks_at_wrap": Answer.NO, "free_running_worse": Answer.YES,
+    },
+}  # fmt: skip
+"""What each explanation predicts; columns it says nothing about are absent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,73 +125,84 @@ class Verdict:
         return "undecided" if self.open_columns else "matches"
 
 
-def observe(experiment: WraparoundExperiment, views: Mapping[str, ViewResult], length: str) -> list[Observation]:
-    """The columns that the views of one family ("inside" or "past") answer; views that were not run answer nothing."""
-    context = experiment.model.context
-    far, end = 8 * context, experiment.view_plan.position_edges[-1]
-    reach = experiment.model.num_layers * context
+class _Family:
+    """The views of one training length, and one symptom's values in them, seed by seed."""
 
-    def per_seed(view: str, value: Callable[[int], float]) -> list[float] | None:
-        return (
-            None
-            if f"{view}-{length}" not in views
-            else [value(index) for index in range(len(views[f"{view}-{length}"].seeds))]
+    def __init__(
+        self, experiment: WraparoundExperiment, views: Mapping[str, ViewResult], length: str, symptom: Symptom
+    ) -> None:
+        self.views = views
+        self.length = length
+        self.symptom = symptom
+        self.context = experiment.model.context
+        self.end = experiment.view_plan.position_edges[-1]
+
+    def results(self, view: str) -> ViewResult | None:
+        return self.views.get(f"{view}-{self.length}")
+
+    def values(self, view: str, first: int, end: int) -> list[float] | None:
+        found = self.results(view)
+        return None if found is None else [self.symptom.value(m, first, end) for m in found.measures]
+
+    def damage(self, view: str, first: int | None = None) -> list[float] | None:
+        """Change of the symptom from before C to the positions from `first` (C) on."""
+        return _minus(
+            self.values(view, self.context if first is None else first, self.end), self.values("ring", 0, self.context)
         )
 
-    def loss(view: str, first: int, last: int) -> list[float] | None:
-        found = views.get(f"{view}-{length}")
-        return None if found is None else [m.word_loss_between(first, last) for m in found.measures]
-
-    def rise(view: str, first: int, last: int) -> list[float] | None:
-        after, before = loss(view, first, last), loss(view, context // 2, context)
-        return None if after is None or before is None else [a - b for a, b in zip(after, before, strict=True)]
-
-    def gone(view: str) -> list[float] | None:
-        own, ring = rise(view, context, 2 * context), rise("ring", context, 2 * context)
-        if own is None or ring is None or min(ring) <= RISE_THAT_COUNTS_NATS:
-            return None  # a share of a rise that is not there means nothing
-        return [1 - a / b for a, b in zip(own, ring, strict=True)]
-
-    def hidden() -> list[float] | None:
-        early, plain, ring = (
-            loss("hidden", context // 2, context), loss("ring", context // 2, context),
-            rise("ring", context, 2 * context),
-        )  # fmt: skip
-        if early is None or plain is None or ring is None or min(ring) <= RISE_THAT_COUNTS_NATS:
+    def share_of_damage(self, part: list[float] | None) -> list[float] | None:
+        """Of the ring's damage; None where there is none, since a share of nothing says nothing."""
+        whole = self.damage("ring")
+        if part is None or whole is None or min(whole) <= self.symptom.counts_above:
             return None
-        return [(a - b) / c for a, b, c in zip(early, plain, ring, strict=True)]
+        return [a / b for a, b in zip(part, whole, strict=True)]
 
-    def legal_fall(view: str) -> list[float] | None:
-        found = views.get(f"{view}-{length}")
-        if found is None:
-            return None
-        return [m.legal_between(context // 2, context) - m.legal_between(far, end) for m in found.measures]
+    def gone(self, view: str) -> list[float] | None:
+        return self.share_of_damage(_minus(self.damage("ring"), self.damage(view)))
 
-    def free_running() -> list[float] | None:
-        free, forced = legal_fall("free"), legal_fall("ring")
-        return None if free is None or forced is None else [a - b for a, b in zip(free, forced, strict=True)]
+    def early(self, view: str) -> list[float] | None:
+        """Share of the ring's damage that the view shows in the second half of the first C positions."""
+        half = self.context // 2
+        return self.share_of_damage(
+            _minus(self.values(view, half, self.context), self.values("ring", half, self.context))
+        )
 
-    def recall_step() -> list[float] | None:
-        found, last = views.get(f"ring-{length}"), experiment.view_plan.distance_edges[-1]
-        if found is None:
-            return None
-        return [m.recall_between(0, context // 2) - m.recall_between(reach, last) for m in found.measures]
+    def free_running(self) -> list[float] | None:
+        def change(view: str) -> list[float] | None:
+            found, worse = self.results(view), self.symptom.free_running
+            if found is None:
+                return None
+            return [worse(m, self.context, self.end) - worse(m, 0, self.context) for m in found.measures]
 
+        return _minus(change("free"), change("ring"))
+
+
+def observe(
+    experiment: WraparoundExperiment, views: Mapping[str, ViewResult], length: str, symptom: Symptom
+) -> list[Observation]:
+    """The columns that the views of one family ("inside" or "past") answer; views that were not run answer nothing."""
+    family = _Family(experiment, views, length, symptom)
+    context = experiment.model.context
+    reach, furthest = experiment.model.num_layers * context, experiment.view_plan.distance_edges[-1]
+    ring = family.results("ring")
+    recall_step = None if ring is None else [
+        m.recall_between(0, experiment.view_plan.near) - m.recall_between(reach, furthest) for m in ring.measures
+    ]  # fmt: skip
+    agreement = None if ring is None else [metrics[names.STREAMED_AGAINST_BATCHED] for metrics in ring.metrics]
     found = {
-        "rises": rise("ring", context, 2 * context),
-        "onset_moves": gone("twice-the-window"),
-        "pinned_cures": gone("sinks"),
-        "recomputed_cures": gone("recomputed"),
-        "distant_recall_lost": recall_step(),
-        "free_running_worse": free_running(),
-        "streamed_differs": per_seed("ring", lambda index: views[f"ring-{length}"].metrics[index][
-            names.STREAMED_AGAINST_BATCHED]),
-        "hidden_early_reproduces": hidden(),
-        "full_attention_suffers": rise("full", far, end),
-    }  # fmt: skip
+        "breaks_at_wrap": (family.damage("ring"), symptom.counts_above),
+        "onset_moves": (family.early("half-the-window"), SHARE_THAT_COUNTS),
+        "pinned_cures": (family.gone("sinks"), SHARE_THAT_COUNTS),
+        "recomputed_cures": (family.gone("recomputed"), SHARE_THAT_COUNTS),
+        "distant_recall_lost": (recall_step, RECALL_THAT_COUNTS),
+        "free_running_worse": (family.free_running(), symptom.counts_above),
+        "streamed_differs": (agreement, STREAMING_ERROR_THAT_COUNTS),
+        "hidden_early_reproduces": (family.early("hidden"), SHARE_THAT_COUNTS),
+        "full_attention_suffers": (family.damage("full", 8 * context), symptom.counts_above),
+    }
     return [
-        Observation(column=name, found=estimate(values), answer=COLUMNS[name].answer(estimate(values)))
-        for name, values in found.items()
+        Observation(column=name, found=estimate(values), yes_above=above)
+        for name, (values, above) in found.items()
         if values is not None
     ]
 
@@ -218,3 +217,7 @@ def judge(observations: list[Observation]) -> list[Verdict]:
         open_columns = tuple(column for column, answer in seen.items() if answer == Answer.OPEN)
         verdicts.append(Verdict(explanation=explanation, against=against, open_columns=open_columns))
     return verdicts
+
+
+def _minus(left: list[float] | None, right: list[float] | None) -> list[float] | None:
+    return None if left is None or right is None else [a - b for a, b in zip(left, right, strict=True)]

@@ -155,7 +155,7 @@ def measure(
     elif view.kind == "recomputed":
         assert view.window is not None
         streams = streams.rows(0, plan.recomputed_streams)
-        logits = viewing.recomputed_logits(lm, streams.codes, view.window)
+        logits = viewing.recomputed_logits(lm, streams.codes, view.window, view.has_start_token)
     elif view.kind == "first_positions_hidden":
         assert view.window is not None
         inside = streams.codes[:, :, : view.window]
@@ -165,7 +165,9 @@ def measure(
         logits = viewing.ttt_state_reset_logits(lm, streams.codes, view.reset_every)
     else:
         logits, said = viewing.free_running(lm, streams, experiment.seed)
-    measures = measure_view(logits, said, streams, experiment.stream, plan.position_edges, plan.distance_edges)
+    measures = measure_view(
+        logits, said, streams, experiment.stream, plan.position_edges, plan.distance_edges, plan.near
+    )
     return measures, extra
 
 

@@ -47,14 +47,21 @@ def batched_logits(lm: LMModel, codes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def recomputed_logits(lm: LMModel, codes: Tensor, window: int) -> Tensor:
-    """(N, T, V): every position from the last `window` inputs alone, as a cache that is thrown away would have it."""
+def recomputed_logits(lm: LMModel, codes: Tensor, window: int, has_start_token: bool = True) -> Tensor:
+    """(N, T, V): every position with a cache that was thrown away and filled again from the last positions alone.
+
+    has_start_token: the `window` inputs are the package's start token, with which its streaming always begins, and the
+    last `window - 1`; else the last `window`.
+    """
     inputs = model_inputs(lm, codes)
     streams, _, positions = inputs.shape
     first = lm.forward_text(inputs[:, :, :window])[1][:, 0]
     if positions <= window:
         return first
     windows = inputs.unfold(2, window, 1)[:, :, 1:].transpose(1, 2).flatten(0, 1)  # (N (T - C), streams, C)
+    if has_start_token:
+        start = lm._get_initial_token().expand(windows.shape[0], -1, -1)
+        windows = torch.cat([start, windows[:, :, 1:]], dim=2)
     last = [lm.forward_text(part)[1][:, 0, -1] for part in windows.split(WINDOWS_AT_ONCE)]
     return torch.cat([first, torch.cat(last).unflatten(0, (streams, positions - window))], dim=1)
 
