@@ -38,7 +38,7 @@ $(STAMP): FORCE
 endif
 endif
 
-.PHONY: help setup test lint format typecheck check lock smoke mlflow-ui clean clean-runs FORCE
+.PHONY: help setup test lint format typecheck check lock older-moshi smoke mlflow-ui clean clean-runs FORCE
 
 help: ## list every target and every recipe
 	@echo "Targets:"
@@ -89,6 +89,9 @@ lock: $(STAMP) ## pin the newest versions that pyproject.toml admits in requirem
 
 exp-%: $(STAMP) ## run one recipe, e.g. make exp-llama-omni-stage1
 	$(RUN) -m experiments $* $(RECIPE_OPTIONS)
+
+older-moshi: $(STAMP) ## fetch older releases of the moshi package, whose rings kv-wraparound then measures too
+	$(RUN) -m experiments.wraparound.mechanics.older_ring --fetch "$${TTT_DATA_CACHE:-data_cache}/older_moshi"
 
 smoke: $(STAMP) ## run every recipe at its smallest scale
 	@set -e; for recipe in $(RECIPES); do $(RUN) -m experiments $$recipe --scale smoke --seed $(SEED); done

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from moshi.models import loaders
 from moshi.modules.transformer import RingKVCache
 
 from backbones.moshi import give_ring_room
@@ -311,11 +312,24 @@ def test_without_a_package_index_fetching_says_so_in_one_line(tmp_path: Path, mo
     assert "\n" not in str(caught.value)
 
 
+def test_the_depth_transformer_starts_anew_once_a_frame_and_steps_once_a_codebook(smoke: MechanicsReport) -> None:
+    assert smoke.metrics["depth/state_starts_per_frame"] == 1
+    assert smoke.metrics["depth/state_starts_per_second"] == 12.5
+    assert smoke.metrics["depth/steps_per_second"] == 8 * 12.5
+
+
+def test_the_published_model_has_seventeen_streams_summed_into_one_vector(smoke: MechanicsReport) -> None:
+    published = loaders._lm_kwargs  # what the package itself builds the 7B from
+    assert smoke.metrics["streams/all"] == len(published["delays"]) == published["n_q"] + 1 == 17
+    assert smoke.metrics["streams/own_audio"] == published["dep_q"]
+    assert smoke.metrics["streams/vectors_per_position_after_embedding"] == 1
+
+
 def test_a_smoke_run_gives_every_section_and_only_finite_numbers(smoke: MechanicsReport) -> None:
     sections = {name.rpartition("/")[0] for name in smoke.metrics}
     assert sections == {
         "ring", "streamed", "causality", "horizon", "rotary", "older_ring", "cache_cost", "state_cost", "buffering",
-        "mimi",
+        "mimi", "depth", "streams",
     }  # fmt: skip
     assert all(np.isfinite(value) for value in smoke.metrics.values())
     assert all(np.isfinite(values).all() for values in smoke.arrays.values())

@@ -181,14 +181,14 @@ def _cpu() -> _Sizes:
         model=ModelSizes(dim=64, num_heads=4, num_layers=2, context=context),
         stream=FactStreamSpec(),
         inside=StreamTraining(
-            **plan, warmup_steps=50, validate_every_steps=125,
-            stages=(StreamStage(positions=context, streams_per_step=128, steps=1000),),
+            **plan, warmup_steps=50, validate_every_steps=130,
+            stages=(StreamStage(positions=context, streams_per_step=128, steps=650),),
         ),
         past=StreamTraining(
-            **plan, warmup_steps=50, validate_every_steps=125,
+            **plan, warmup_steps=50, validate_every_steps=130,
             stages=(
-                StreamStage(positions=64, streams_per_step=32, steps=700, narrowed_window=8),
-                StreamStage(positions=128, streams_per_step=16, steps=300),
+                StreamStage(positions=64, streams_per_step=32, steps=500, narrowed_window=8),
+                StreamStage(positions=128, streams_per_step=16, steps=150),
             ),
         ),
         # One head of 64 and large steps: with four heads of 16, or the published step size of 1, memory did not form.

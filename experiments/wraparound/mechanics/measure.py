@@ -15,6 +15,7 @@ from tqdm import tqdm
 from experiments.wraparound.mechanics.buffering import BufferingSizes, measure_buffering
 from experiments.wraparound.mechanics.cache_cost import CacheCostSizes, measure_cache_cost
 from experiments.wraparound.mechanics.causality import CausalitySizes, measure_causality
+from experiments.wraparound.mechanics.depth_and_streams import DepthSizes, measure_depth_and_streams
 from experiments.wraparound.mechanics.horizon import HorizonSizes, measure_horizon
 from experiments.wraparound.mechanics.mimi_ring import MimiRingSizes, measure_mimi_ring
 from experiments.wraparound.mechanics.older_ring import OlderRingSizes, measure_older_rings
@@ -48,6 +49,7 @@ class MechanicsSizes:
     state_cost: StateCostSizes = field(default_factory=StateCostSizes)
     buffering: BufferingSizes = field(default_factory=BufferingSizes)
     mimi_ring: MimiRingSizes = field(default_factory=MimiRingSizes)
+    depth: DepthSizes = field(default_factory=DepthSizes)
 
     @staticmethod
     def smoke() -> MechanicsSizes:
@@ -93,6 +95,7 @@ def measure_mechanics(sizes: MechanicsSizes) -> MechanicsReport:
         "influence horizon": lambda: measure_horizon(sizes.horizon),
         "rotary precision": lambda: measure_rotary_precision(sizes.rotary),
         "older releases' rings": lambda: measure_older_rings(sizes.older_ring),
+        "depth transformer and streams": lambda: measure_depth_and_streams(sizes.depth),
         "Mimi's ring": lambda: measure_mimi_ring(sizes.mimi_ring),
     }
     metrics: dict[str, float] = {}
