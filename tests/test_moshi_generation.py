@@ -137,7 +137,7 @@ from moshi.models.lm import LMGen
 from test_moshi_generation import mounted, heard_codes, steps
 from backbones.moshi import load_conversation
 lm = mounted("gated")
-generator = LMGen(lm, temp=0.9, temp_text=0.9, support_out_of_sync=True)
+generator = LMGen(lm, temp=0.9, temp_text=0.9)
 torch.manual_seed(99)
 with generator.streaming(2):
     load_conversation(generator, {saved!r}, restores_random_state=True)
@@ -148,7 +148,7 @@ with generator.streaming(2):
 def test_a_saved_conversation_goes_on_bit_for_bit_in_another_process(tmp_path: Path) -> None:
     lm = mounted("gated")
     heard = heard_codes(lm, rows=2, frames=24)
-    generator = LMGen(lm, temp=0.9, temp_text=0.9, support_out_of_sync=True)
+    generator = LMGen(lm, temp=0.9, temp_text=0.9)
     with generator.streaming(2):
         steps(generator, heard[:, :, :8])
         generator.reset_streaming(torch.tensor([False, True]))

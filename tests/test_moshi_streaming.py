@@ -145,7 +145,9 @@ def test_a_future_token_changes_no_earlier_output(
 def sinks_by_definition(attention: torch.nn.Module, x: Tensor, window: int, sinks: int) -> Tensor:
     """Attention output (T, C) of one row x (T, C), query by query, key by key: rotations and visibility spelled out."""
     heads, dim = attention.num_heads, attention.embed_dim // attention.num_heads
-    q, k, v = attention.in_projs[0](x).view(len(x), 3, heads, dim).unbind(1)
+    shared = heads // attention.kv_repeat
+    q, k, v = attention.in_projs[0](x).unflatten(1, (-1, dim)).split([heads, shared, shared], dim=1)
+    k, v = (part.repeat_interleave(attention.kv_repeat, dim=1) for part in (k, v))
     frequencies = attention.rope.max_period ** (-torch.arange(0, dim, 2) / dim)
 
     def turned(vector: Tensor, place: int) -> Tensor:
@@ -165,7 +167,7 @@ def sinks_by_definition(attention: torch.nn.Module, x: Tensor, window: int, sink
 
 @torch.no_grad()
 def test_sinks_are_pinned_and_re_indexed_to_stand_before_the_window() -> None:
-    lm = mount(text_lm(), [], window=6, sinks=3)
+    lm = mount(text_lm(num_heads=4, kv_repeat=2), [], window=6, sinks=3)
     attention = lm.transformer.layers[1].self_attn
     x = torch.randn(2, 19, 24)
     expected = torch.stack([sinks_by_definition(attention, row, window=6, sinks=3) for row in x])
