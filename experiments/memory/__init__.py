@@ -1,0 +1,1 @@
+"""Memory of a conversation: bytes computed from the published dimensions, checked against bytes really held."""
