@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from experiments.harness.study import Experiment, Scale, Study
+from experiments.memory.study import MEMORY
 from experiments.recipes.llama_omni_stage1 import llama_omni_stage1
+from experiments.recipes.memory import memory
 from experiments.spoken.study import SPOKEN_CONVERSATIONS
 
 
@@ -27,6 +29,7 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "llama-omni-stage1": Recipe(configure=llama_omni_stage1, study=SPOKEN_CONVERSATIONS),
+    "memory": Recipe(configure=memory, study=MEMORY),
 }
 
 
