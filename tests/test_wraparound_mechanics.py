@@ -14,7 +14,7 @@ import torch
 from moshi.models import loaders
 from moshi.modules.transformer import RingKVCache
 
-from backbones.moshi import give_ring_room
+from backbones.moshi import MoshiConfig, give_ring_room
 from experiments.wraparound.mechanics import older_ring
 from experiments.wraparound.mechanics.buffering import BufferingSizes, calls_waited, measure_buffering
 from experiments.wraparound.mechanics.cache_cost import CacheCostSizes, next_logits_differ_by
@@ -32,6 +32,7 @@ from experiments.wraparound.mechanics.probe_models import (
     streamed_logits,
     whole_logits,
 )
+from experiments.wraparound.mechanics.published_steps import PublishedStepsSizes, measure_published_steps
 from experiments.wraparound.mechanics.ring_positions import (
     RingSizes,
     keys_lost_when_full,
@@ -323,6 +324,16 @@ def test_the_published_model_has_seventeen_streams_summed_into_one_vector(smoke:
     assert smoke.metrics["streams/all"] == len(published["delays"]) == published["n_q"] + 1 == 17
     assert smoke.metrics["streams/own_audio"] == published["dep_q"]
     assert smoke.metrics["streams/vectors_per_position_after_embedding"] == 1
+
+
+def test_steps_are_timed_past_the_wrap_of_every_ring_and_with_ttt() -> None:
+    config = MoshiConfig.text_only(dim=32, num_heads=4, num_layers=4, context=9, text_card=23)
+    sizes = PublishedStepsSizes(contexts=(9, 20), positions=(3, 9, 30), steps=2, config=config)
+    found = measure_published_steps(sizes)
+    assert found.seconds.keys() == {"ring_9", "ring_20", "ttt_mlp_top_quarter"}
+    assert {taken.shape for by in found.seconds.values() for taken in by.values()} == {(2,)}
+    assert found.nbytes["ring_20"] - found.nbytes["ring_9"] == 4 * 11 * 2 * 32 * 4  # layers, positions, K and V, width
+    assert found.metrics()["published/ring_9_step_ms_position_30"] > 0
 
 
 def test_a_smoke_run_gives_every_section_and_only_finite_numbers(smoke: MechanicsReport) -> None:

@@ -213,6 +213,7 @@ def _gpu() -> _Sizes:
         ttt=TTTConfig(hidden_size=512, num_heads=8, inner_model="mlp", mini_batch_size=16, base_lr=1.0),
         streams=64,
         recomputed_streams=4,
+        mechanics=MechanicsSizes.gpu(),
     )
 
 

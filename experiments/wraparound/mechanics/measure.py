@@ -19,6 +19,7 @@ from experiments.wraparound.mechanics.depth_and_streams import DepthSizes, measu
 from experiments.wraparound.mechanics.horizon import HorizonSizes, measure_horizon
 from experiments.wraparound.mechanics.mimi_ring import MimiRingSizes, measure_mimi_ring
 from experiments.wraparound.mechanics.older_ring import OlderRingSizes, measure_older_rings
+from experiments.wraparound.mechanics.published_steps import PublishedStepsSizes, measure_published_steps
 from experiments.wraparound.mechanics.ring_positions import RingSizes, measure_ring_positions
 from experiments.wraparound.mechanics.rotary_precision import RotarySizes, measure_rotary_precision
 from experiments.wraparound.mechanics.state_cost import StateCostSizes, measure_state_cost
@@ -50,6 +51,7 @@ class MechanicsSizes:
     buffering: BufferingSizes = field(default_factory=BufferingSizes)
     mimi_ring: MimiRingSizes = field(default_factory=MimiRingSizes)
     depth: DepthSizes = field(default_factory=DepthSizes)
+    published_steps: PublishedStepsSizes | None = None
 
     @staticmethod
     def smoke() -> MechanicsSizes:
@@ -69,6 +71,11 @@ class MechanicsSizes:
     def cpu() -> MechanicsSizes:
         """Minutes on one core; positions, windows and times as the claims name them."""
         return MechanicsSizes()
+
+    @staticmethod
+    def gpu() -> MechanicsSizes:
+        """As `cpu`, and steps of the published 7B at real positions."""
+        return MechanicsSizes(published_steps=PublishedStepsSizes())
 
     def with_older_releases(self, *folders: Path) -> MechanicsSizes:
         """These sizes, and unpacked older moshi releases whose ring is measured too (see `older_ring`)."""
@@ -98,6 +105,8 @@ def measure_mechanics(sizes: MechanicsSizes) -> MechanicsReport:
         "depth transformer and streams": lambda: measure_depth_and_streams(sizes.depth),
         "Mimi's ring": lambda: measure_mimi_ring(sizes.mimi_ring),
     }
+    if (published := sizes.published_steps) is not None:
+        measurements["the published 7B's steps"] = lambda: measure_published_steps(published)
     metrics: dict[str, float] = {}
     arrays: dict[str, Array] = {}
     with tqdm(measurements.items(), desc="mechanics", dynamic_ncols=True) as bar:
