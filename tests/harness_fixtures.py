@@ -11,14 +11,14 @@ from experiments.harness.stopping import StopRequest
 from experiments.harness.tracking import RunIdentity, RunLogger
 from experiments.recipes import RECIPES
 from experiments.spoken.configuration import SpokenExperiment
-from experiments.spoken.module import SpokenConversationModule
+from experiments.spoken.module import SpokenModule
 from experiments.spoken.prepared_data import ExperimentData, prepare_data
 from experiments.spoken.training import train_arm
 
 
-def smoke_config(**training: object) -> SpokenExperiment:
+def smoke_config(recipe: str = "llama-omni-stage1", **training: object) -> SpokenExperiment:
     """The smoke scale with fields of its training plan replaced."""
-    config = RECIPES["llama-omni-stage1"].configure(scale="smoke", seed=3)
+    config = RECIPES[recipe].configure(scale="smoke", seed=3)
     return dataclasses.replace(config, training=dataclasses.replace(config.training, **training))
 
 
@@ -53,16 +53,16 @@ class Workshop:
 
     def train(
         self, config: SpokenExperiment, arm: str, folder: Path, stop_after: int = 0, logger: RunLogger | None = None
-    ) -> SpokenConversationModule:
+    ) -> SpokenModule:
         folder.mkdir(parents=True, exist_ok=True)
         logger = logger or self.logger(config, arm)
         return train_arm(config, config.arm(arm), self.data, logger, StopAfter(stop_after), folder)
 
 
-def open_workshop(home: Path) -> Workshop:
+def open_workshop(home: Path, recipe: str = "llama-omni-stage1") -> Workshop:
     """A fresh store and the smoke scale's data in `home`."""
     uri = f"sqlite:///{home / 'mlflow.db'}"
     tracking.prepare_store(uri)
-    experiment = tracking.experiment_id_of(uri, "llama-omni-stage1", home)
-    data = prepare_data(smoke_config(), home / "data", skips_bad_audio=False)
+    experiment = tracking.experiment_id_of(uri, recipe, home)
+    data = prepare_data(smoke_config(recipe), home / "data", skips_bad_audio=False)
     return Workshop(uri=uri, experiment_id=experiment, data=data)

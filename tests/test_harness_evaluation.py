@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from experiments.harness import metric_names as names
+from experiments.harness.buckets import BucketedMean
 from experiments.spoken.batches import AskedFact
-from experiments.spoken.evaluation import BucketedMean, ConversationScores
+from experiments.spoken.configuration import EvaluationPlan
+from experiments.spoken.evaluation import ConversationScores
 
 
 def test_values_fall_into_the_bucket_that_begins_at_their_place() -> None:
@@ -25,21 +27,27 @@ def test_values_fall_into_the_bucket_that_begins_at_their_place() -> None:
 
 
 def scores() -> ConversationScores:
-    return ConversationScores((0, 10, 20), (0, 100, 1000), chance_recall=0.25)
+    plan = EvaluationPlan(
+        validate_every_steps=1, checkpoint_every_steps=1, position_edges=(0, 10, 20), distance_edges=(0, 100, 1000),
+        seconds_edges=(0, 30, 60),
+    )  # fmt: skip
+    return ConversationScores(plan, chance_recall=0.25)
 
 
 def test_recall_counts_a_value_only_when_every_one_of_its_tokens_was_the_most_likely() -> None:
     measured = scores()
     positions, losses = torch.tensor([3, 4, 5, 12, 13]), torch.tensor([0.5, 1.0, 2.0, 4.0, 0.5])
     facts = [
-        AskedFact(torch.tensor([4, 5]), 50),
-        AskedFact(torch.tensor([12, 13]), 70),
-        AskedFact(torch.tensor([13]), 500),
+        AskedFact(torch.tensor([4, 5]), 50, 29.9),
+        AskedFact(torch.tensor([12, 13]), 70, 30.0),
+        AskedFact(torch.tensor([13]), 500, 31.0),
     ]
-    measured.add_text(positions, losses, torch.tensor([False, True, True, True, False]), facts)
-    measured.add_speech(2.0, units=10)
-    measured.add_speech(5.0, units=20)
-    found = measured.metrics(ctc_weight=0.5)
+    seconds = torch.tensor([0.0, 10.0, 29.9, 30.0, 59.0])
+    measured.add_text(positions, seconds, losses, torch.tensor([False, True, True, True, False]), facts)
+    measured.add_mean(names.VALIDATION_CTC_LOSS, 20.0, 10)
+    measured.add_mean(names.VALIDATION_CTC_LOSS, 100.0, 20)
+    measured.add_mean("validation/other", 3.0, 2)
+    found = measured.metrics(names.VALIDATION_CTC_LOSS, speech_weight=0.5)
     assert found[names.VALIDATION_TEXT_LOSS] == pytest.approx(8.0 / 5)
     assert found[names.VALIDATION_PERPLEXITY] == pytest.approx(math.exp(8.0 / 5))
     assert found[names.VALIDATION_CTC_LOSS] == pytest.approx(120 / 30)
@@ -49,6 +57,13 @@ def test_recall_counts_a_value_only_when_every_one_of_its_tokens_was_the_most_li
     assert found["recall_by_distance/00100_01000"] == 0.0
     assert found["fact_value_loss_by_distance/00000_00100"] == pytest.approx((3.0 + 4.5) / 2)
     assert found["facts_by_distance/00000_00100"] == 2
+    assert found["loss_by_time_seconds/00000_00030"] == pytest.approx(3.5 / 3)
+    assert found["loss_by_time_seconds/00030_00060"] == pytest.approx(4.5 / 2)
+    assert found["recall_by_distance_seconds/00000_00030"] == 1.0
+    assert found["recall_by_distance_seconds/00030_00060"] == 0.0
+    assert found["fact_value_loss_by_distance_seconds/00030_00060"] == pytest.approx((4.5 + 0.5) / 2)
+    assert found["facts_by_distance_seconds/00030_00060"] == 2
+    assert found["validation/other"] == 1.5
     assert found[names.RECALL_ALL] == pytest.approx(1 / 3)
     assert found[names.RECALL_CHANCE] == 0.25
 
@@ -56,8 +71,9 @@ def test_recall_counts_a_value_only_when_every_one_of_its_tokens_was_the_most_li
 def test_a_fact_that_stands_on_no_label_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"positions \[6\] is not among the labels"):
         scores().add_text(
-            torch.tensor([3, 7]), torch.ones(2), torch.ones(2, dtype=torch.bool), [AskedFact(torch.tensor([6]), 1)]
-        )
+            torch.tensor([3, 7]), torch.zeros(2), torch.ones(2), torch.ones(2, dtype=torch.bool),
+            [AskedFact(torch.tensor([6]), 1, 1.0)],
+        )  # fmt: skip
 
 
 def test_metric_names_sort_as_their_numbers() -> None:

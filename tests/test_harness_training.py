@@ -13,7 +13,7 @@ import pytest
 import torch
 from harness_fixtures import Workshop, open_workshop, smoke_config
 
-from backbones.llama_omni import SpokenTurn
+from backbones.llama_omni import IGNORED_LABEL, SpokenTurn
 from backbones.llama_omni.checkpoint import save_llama_omni
 from backbones.mounting import ttt_layers
 from experiments.harness import metric_names as names
@@ -21,9 +21,10 @@ from experiments.harness import tracking
 from experiments.harness.checkpoints import CheckpointWriteError
 from experiments.harness.stopping import DivergedRunError, InterruptedRunError
 from experiments.harness.weights import weights_digest
-from experiments.spoken.arms import build_model, memory_of
-from experiments.spoken.data_module import ConversationDataModule, ConversationLoader
-from experiments.spoken.module import SpokenConversationModule, next_labels
+from experiments.spoken.data_module import ConversationDataModule
+from experiments.spoken.llama_omni.loader import LlamaOmniLoader
+from experiments.spoken.llama_omni.model import build_model, memory_of
+from experiments.spoken.llama_omni.module import LlamaOmniModule, next_labels
 from experiments.spoken.prepared_data import prepare_data
 
 # A run looks for a stop once in the validation before its first step, after each of the smoke scale's four steps,
@@ -65,15 +66,13 @@ def test_a_resumed_run_is_the_uninterrupted_run(
         assert histories[0]
 
 
-def module_of(
-    workshop: Workshop, arm: str, **training: object
-) -> tuple[SpokenConversationModule, ConversationDataModule]:
+def module_of(workshop: Workshop, arm: str, **training: object) -> tuple[LlamaOmniModule, ConversationDataModule]:
     """A module that takes steps without a Trainer, and its data."""
     config = smoke_config(**training)
     model = build_model(config, config.arm(arm), None)
-    module = SpokenConversationModule(model, config, config.arm(arm).upper_layers)
+    module = LlamaOmniModule(model, config, config.arm(arm))
     module.manual_backward = lambda loss: loss.backward()
-    loader = ConversationLoader(model, mini_batch_size=16)
+    loader = LlamaOmniLoader(model, config)
     return module, ConversationDataModule(config, workshop.data, loader, next_step=lambda: module.steps_done)
 
 
@@ -190,7 +189,11 @@ def test_the_value_of_an_asked_fact_stands_where_the_batch_says(workshop: Worksh
     assert batch.asked_facts[0]
     for fact in batch.asked_facts[0]:
         assert dataset.tokenizer.decode(targets[fact.positions - 1].tolist()).strip() in values
+    assert [label.shape for label in batch.label_seconds] == [(int((targets != IGNORED_LABEL).sum()),)]
     turn: SpokenTurn = batch.spoken_turns[0][-1]
+    [validated] = (dataset[index] for index in dataset.split_indices("validation"))
+    last_answer = validated.turns[2 * len(batch.spoken_turns[0]) - 1]
+    assert batch.label_seconds[0][-1].item() == pytest.approx(last_answer.start_s)
     assert (spliced.labels[0, turn.start : turn.end] >= 0).all()
     assert spliced.labels[0, turn.start - 1] < 0
     assert int(batch.lengths[0]) == int(spliced.attention_mask.sum())

@@ -3,53 +3,49 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
+from recipe_commands import SMOKE_SECONDS, FinishedCommand, command, environment, run_command
 from safetensors.torch import load_file
 
-from backbones.llama_omni import LlamaOmni
-from backbones.mounting import describe
 from experiments.harness import metric_names as names
 from experiments.harness import tracking
 from experiments.harness.checkpoints import read_checkpoint
 from experiments.harness.identity import fingerprint
 from experiments.harness.study import SCALES
 from experiments.recipes import RECIPES
-from experiments.spoken.arms import memory_of, mount_arm
+from experiments.spoken.backbone import spoken_backbone
+from experiments.spoken.configuration import SpokenExperiment
+from experiments.spoken.llama_omni.model import memory_of
 
-ROOT = Path(__file__).resolve().parents[1]
-SMOKE_SECONDS = 280
+RECIPE = "llama-omni-stage1"
 ARMS = ("ttt-mlp", "ttt-linear", "sliding-window", "full-attention")
 
 
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [RECIPE, "moshi-stage1"])
 def test_every_committed_configuration_builds_every_arm(recipe: str, scale: str) -> None:
     config = RECIPES[recipe].configure(scale=scale, seed=1)
+    assert isinstance(config, SpokenExperiment)
     for arm in config.arms:
-        with torch.device("meta"):
-            model = LlamaOmni(config.model)
-            mount_arm(model, arm)
-        kinds = [layer.kind for layer in describe(model.llm).layers]
-        upper = {"ttt"} if arm.ttt else {"window"} if arm.upper_window else {"attention"}
-        assert {kinds[layer] for layer in arm.upper_layers} == upper
+        kinds = [layer.kind for layer in spoken_backbone(config.backbone).memory_of(config, arm).layers]
+        upper = "ttt" if arm.ttt else "window" if arm.upper_window else "attention"
+        lower = "window" if arm.lower_window else "attention"
+        assert kinds == [upper if layer in arm.upper_layers else lower for layer in range(config.layers)]
     assert len({fingerprint(config.of_arm(arm.name)) for arm in config.arms}) == len(config.arms)
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_stage1_compares_arms_that_differ_in_the_upper_quarter_alone(scale: str) -> None:
-    config = RECIPES["llama-omni-stage1"].configure(scale=scale, seed=0)
+    config = RECIPES[RECIPE].configure(scale=scale, seed=0)
     assert [arm.name for arm in config.arms] == list(ARMS)
     layers = config.model.num_hidden_layers
     assert all(arm.upper_layers == tuple(range(layers * 3 // 4, layers)) for arm in config.arms)
@@ -60,51 +56,14 @@ def test_stage1_compares_arms_that_differ_in_the_upper_quarter_alone(scale: str)
 
 
 def test_full_scale_mounts_on_layers_24_to_31_of_the_published_model() -> None:
-    config = RECIPES["llama-omni-stage1"].configure(scale="full", seed=0)
+    config = RECIPES[RECIPE].configure(scale="full", seed=0)
     assert config.arm("ttt-mlp").upper_layers == tuple(range(24, 32))
     assert (config.model.hidden_size, config.model.num_hidden_layers, config.model.vocab_size) == (4096, 32, 128256)
 
 
-@dataclass(frozen=True)
-class FinishedCommand:
-    """A command that ran in a folder of its own, with what it said and the runs it logged."""
-
-    folder: Path
-    output: str
-    errors: str
-    exit_code: int
-
-    @property
-    def run_folder(self) -> Path:
-        [config] = self.folder.glob("runs/*/*/*/config.json")
-        return config.parent
-
-    @property
-    def uri(self) -> str:
-        return f"sqlite:///{self.folder / 'runs' / 'mlflow.db'}"
-
-    def logged(self, arm: str) -> tracking.LoggedRun:
-        run_id = json.loads((self.run_folder / arm / "run.json").read_text())["run_id"]
-        return tracking.read_run(self.uri, run_id)
-
-
-def environment() -> dict[str, str]:
-    unset = {"MLFLOW_TRACKING_URI", "TTT_DATA_CACHE"}
-    kept = {name: value for name, value in os.environ.items() if name not in unset}
-    return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "experiments", "llama-omni-stage1", "--scale", "smoke", *arguments]
-
-
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedCommand]:
-    folder = tmp_path_factory.mktemp("smoke")
-    ran = subprocess.run(
-        command(), cwd=folder, env=environment(), capture_output=True, text=True, timeout=SMOKE_SECONDS, check=False
-    )
-    yield FinishedCommand(folder=folder, output=ran.stdout, errors=ran.stderr, exit_code=ran.returncode)
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> FinishedCommand:
+    return run_command(tmp_path_factory.mktemp("smoke"), RECIPE)
 
 
 def test_the_smoke_run_ends_well(smoke: FinishedCommand) -> None:
@@ -143,6 +102,7 @@ def test_every_arm_is_one_run_with_tags_parameters_metrics_and_artifacts(smoke: 
     wanted = {
         names.VALIDATION_TEXT_LOSS, names.VALIDATION_PERPLEXITY, names.VALIDATION_CTC_LOSS, names.RECALL_ALL,
         names.SPEED, names.PEAK_BYTES, names.STATE_BYTES, names.TRAIN_LOSS, "loss_by_position/00000_00256",
+        "loss_by_time_seconds/00000_00015", "facts_by_distance_seconds/00015_00060",
     }  # fmt: skip
     assert wanted <= run.metrics.keys()
     assert any(name.startswith("ttt/layer03/") for name in run.metrics) == arm.startswith("ttt")
@@ -192,7 +152,7 @@ def test_ctrl_c_leaves_a_killed_run_that_goes_on_under_its_own_id(smoke: Finishe
     options = ("--arm", "full-attention", "--run-dir", str(tmp_path / "run"), "--set", "data.curriculum.0.steps=60")
     data = environment() | {"TTT_DATA_CACHE": str(smoke.folder / "data_cache")}
     with subprocess.Popen(
-        command(*options), cwd=tmp_path, env=data, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(RECIPE, *options), cwd=tmp_path, env=data, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as running:
         checkpoint = tmp_path / "run" / "full-attention" / "checkpoints" / "last.ckpt"
         give_up = time.monotonic() + SMOKE_SECONDS

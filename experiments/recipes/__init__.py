@@ -10,7 +10,8 @@ from experiments.harness.study import Experiment, Scale, Study
 from experiments.memory.study import MEMORY
 from experiments.recipes.llama_omni_stage1 import llama_omni_stage1
 from experiments.recipes.memory import memory
-from experiments.spoken.study import SPOKEN_CONVERSATIONS
+from experiments.recipes.moshi_stage1 import moshi_stage1
+from experiments.spoken.study import spoken_study
 
 
 class Configure(Protocol):
@@ -28,8 +29,9 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "llama-omni-stage1": Recipe(configure=llama_omni_stage1, study=SPOKEN_CONVERSATIONS),
+    "llama-omni-stage1": Recipe(configure=llama_omni_stage1, study=spoken_study("llama-omni")),
     "memory": Recipe(configure=memory, study=MEMORY),
+    "moshi-stage1": Recipe(configure=moshi_stage1, study=spoken_study("moshi")),
 }
 
 

@@ -12,19 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from itertools import pairwise
 
 from backbones.llama_omni import LlamaOmniConfig
 from experiments.data.spec import ConversationSpec
-from experiments.spoken.configuration import (
-    Arm,
-    DataPlan,
-    EvaluationPlan,
-    Scale,
-    SpokenExperiment,
-    TrainingPlan,
-    TrainingStage,
-)
+from experiments.harness.study import Scale
+from experiments.spoken.arms import window_of_equal_memory
+from experiments.spoken.configuration import Arm, DataPlan, EvaluationPlan, TrainingStage
+from experiments.spoken.llama_omni.configuration import LlamaOmniExperiment, LlamaOmniTraining
 from ttt_core import TTTConfig
 
 SINKS = 4
@@ -38,16 +32,16 @@ class _Sizes:
 
     model: LlamaOmniConfig
     data: DataPlan
-    training: TrainingPlan
+    training: LlamaOmniTraining
     evaluation: EvaluationPlan
     lower_window: int
     mini_batch_size: int
     key_bytes: int  # of one number in the attention's cache
 
 
-def llama_omni_stage1(*, scale: Scale, seed: int) -> SpokenExperiment:
+def llama_omni_stage1(*, scale: Scale, seed: int) -> LlamaOmniExperiment:
     sizes = {"smoke": _smoke, "cpu": _cpu, "gpu": _gpu, "full": _full}[scale]()
-    return SpokenExperiment(
+    return LlamaOmniExperiment(
         recipe="llama-omni-stage1",
         scale=scale,
         seed=seed,
@@ -69,7 +63,7 @@ def _arms(sizes: _Sizes) -> tuple[Arm, ...]:
         mini_batch_size=sizes.mini_batch_size,
     )
     linear = dataclasses.replace(mlp, inner_model="linear")
-    same_memory = window_of_equal_memory(mlp, model, sizes.key_bytes)
+    same_memory = window_of_equal_memory(mlp, _key_value_bytes(model, sizes.key_bytes), SINKS)
     window = sizes.lower_window
     return (
         Arm(name="ttt-mlp", upper_layers=upper, ttt=mlp, lower_window=window, sinks=SINKS),
@@ -79,17 +73,11 @@ def _arms(sizes: _Sizes) -> tuple[Arm, ...]:
     )
 
 
-def window_of_equal_memory(ttt: TTTConfig, model: LlamaOmniConfig, key_bytes: int) -> int:
-    """Positions of a window that, with its pinned ones, takes at most the bytes of a TTT layer's state.
-
-    The state is the inner weights and, of the open mini-batch, as many gradient sums; all FP32.
-    """
-    widths = ttt.inner_widths
-    per_head = sum(wide * narrow + narrow for wide, narrow in pairwise(widths))
-    state_bytes = 2 * 4 * ttt.num_heads * per_head
+def _key_value_bytes(model: LlamaOmniConfig, key_bytes: int) -> int:
+    """Bytes that one layer's attention keeps of one position."""
     key_value_heads = model.num_key_value_heads or model.num_attention_heads
     head_dim = model.head_dim or model.hidden_size // model.num_attention_heads
-    return state_bytes // (2 * key_value_heads * head_dim * key_bytes) - SINKS
+    return 2 * key_value_heads * head_dim * key_bytes
 
 
 def _smoke() -> _Sizes:
@@ -112,10 +100,10 @@ def _smoke() -> _Sizes:
                 TrainingStage(positions=512, conversations=2, conversations_per_step=1, steps=2),
             ),
         ),
-        training=TrainingPlan(learning_rate=3e-3, ttt_learning_rate=3e-3, warmup_steps=1, ctc_turns_per_step=1),
+        training=LlamaOmniTraining(learning_rate=3e-3, ttt_learning_rate=3e-3, warmup_steps=1, ctc_turns_per_step=1),
         evaluation=EvaluationPlan(
-            validate_every_steps=4, checkpoint_every_steps=2, monitor_every_steps=2, ctc_turns=1, sample_new_tokens=6,
-            position_edges=(0, 256, 512), distance_edges=(0, 256, 512),
+            validate_every_steps=4, checkpoint_every_steps=2, monitor_every_steps=2, speech_turns=1,
+            sample_new_positions=6, position_edges=(0, 256, 512), distance_edges=(0, 256, 512),
         ),
         lower_window=64,
         mini_batch_size=16,
@@ -166,7 +154,7 @@ def _cpu() -> _Sizes:
                 TrainingStage(positions=8192, conversations=40, conversations_per_step=1, steps=40),
             ),
         ),
-        training=TrainingPlan(
+        training=LlamaOmniTraining(
             learning_rate=3e-3, ttt_learning_rate=3e-3, warmup_steps=20, ctc_turns_per_step=1, fact_value_weight=5.0
         ),
         evaluation=EvaluationPlan(validate_every_steps=230, checkpoint_every_steps=115, monitor_every_steps=10),
@@ -194,7 +182,7 @@ def _gpu() -> _Sizes:
                 TrainingStage(positions=8192, conversations=4096, conversations_per_step=8, steps=4000),
             ),
         ),
-        training=TrainingPlan(
+        training=LlamaOmniTraining(
             learning_rate=6e-4, ttt_learning_rate=6e-4, warmup_steps=400, ctc_turns_per_step=16,
             inner_warmup_steps=400, precision="bf16-mixed",
         ),
@@ -217,7 +205,7 @@ def _full() -> _Sizes:
             spec=spec,
             curriculum=(TrainingStage(positions=8192, conversations=4096, conversations_per_step=1, steps=4000),),
         ),
-        training=TrainingPlan(
+        training=LlamaOmniTraining(
             trains="upper_mixers_and_speech", learning_rate=5e-5, ttt_learning_rate=2e-4, warmup_steps=200,
             ctc_turns_per_step=4, inner_warmup_steps=200, precision="bf16-mixed", gradient_checkpointing=True,
         ),

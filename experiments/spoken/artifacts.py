@@ -2,127 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from backbones.llama_omni import LlamaOmni
-from backbones.mounting import save_ttt
-from backbones.speech import SPEECH_SAMPLE_RATE_HZ, write_audio
 from experiments.data.dataset import ConversationSet
 from experiments.harness.tracking import RunLogger
-from experiments.spoken.arms import memory_of
+from experiments.spoken.backbone import Loader, spoken_backbone
 from experiments.spoken.configuration import Arm, SpokenExperiment
-from experiments.spoken.data_module import ConversationLoader
-from experiments.spoken.module import SpokenConversationModule
-from experiments.spoken.prepared_data import ExperimentData
 from ttt_core import TTTMonitor
 
 
 def save_artifacts(
     config: SpokenExperiment,
     arm: Arm,
-    module: SpokenConversationModule,
-    data: ExperimentData,
-    loader: ConversationLoader,
+    model: Any,
+    validation: ConversationSet,
+    loader: Loader,
     logger: RunLogger,
     folder: Path,
-    monitor: TTTMonitor | None,
 ) -> None:
     """Writes the arm's files into `folder` and attaches them to its run."""
-    model = module.model.eval()
-    (folder / "memory.txt").write_text(f"{memory_of(config, arm)}\n")
+    backbone = spoken_backbone(config.backbone)
+    (folder / "memory.txt").write_text(f"{backbone.memory_of(config, arm)}\n")
     written = [folder / "memory.txt"]
     if arm.ttt is not None:
-        save_ttt(model.llm, folder / "trained_difference.safetensors")
+        backbone.save_difference(model, folder / "trained_difference.safetensors")
         written.append(folder / "trained_difference.safetensors")
     else:
         logger.set_tag("trained_difference", "none: this arm mounts no TTT; its weights are in checkpoints/last.ckpt")
-    written += save_sample(config, model, data.validation, loader, folder)
+    written += backbone.save_sample(config, model, validation, loader, folder)
     for path in written:
         logger.log_artifact(path)
-    if monitor is not None:
-        (folder / "figures").mkdir(exist_ok=True)
-        logger.log_artifact(monitor.plot_evolution(folder / "figures" / "inner_weights.png"), "figures")
-        logger.log_artifact(monitor.csv_path)
 
 
-@dataclass(frozen=True)
-class _Prompt:
-    """A validation conversation up to where the assistant has to answer, and what it should say there."""
-
-    input_ids: torch.Tensor
-    speech_ids: list[str]
-    expected: str
-    question: str
-    where: str
-    expected_units: torch.Tensor
-    expected_durations: torch.Tensor
+def save_monitor(monitor: TTTMonitor, logger: RunLogger, folder: Path) -> None:
+    """Draws the curves of the inner weights, and attaches them with their numbers."""
+    (folder / "figures").mkdir(exist_ok=True)
+    logger.log_artifact(monitor.plot_evolution(folder / "figures" / "inner_weights.png"), "figures")
+    logger.log_artifact(monitor.csv_path)
 
 
-def save_sample(
-    config: SpokenExperiment, model: LlamaOmni, dataset: ConversationSet, loader: ConversationLoader, folder: Path
-) -> list[Path]:
-    """`sample.wav` and `sample.txt`: what the model answers to the last fact asked for in a validation conversation.
-
-    Whatever the model says is kept. Where it says no unit at all there is no `sample.wav`, and the text file says so.
-    `sample_expected.wav` is the right answer's own units through the same way from units to sound: the best it can get.
-    """
-    prompt = _sample_prompt(dataset, loader)
-    speech = loader.encoded.frames(dataset, prompt.speech_ids).to(model.device)
-    reply = model.generate(
-        prompt.input_ids[None].to(model.device),
-        speech,
-        max_new_tokens=config.evaluation.sample_new_tokens,
-        min_new_tokens=1,
-    )
-    units = reply.units.cpu()
-    written = [folder / "sample.txt", folder / "sample_expected.wav"]
-    expected = dataset.codebook.to_waveform(prompt.expected_units, prompt.expected_durations)
-    write_audio(folder / "sample_expected.wav", expected, SPEECH_SAMPLE_RATE_HZ)
-    sound = "NONE: the model said no unit, only blanks"
-    if units.numel():
-        # CTC tells the order of units and not how long each lasts: each sounds as long as the right answer's mean.
-        frames = max(1, round(float(prompt.expected_durations.float().mean())))
-        samples = dataset.codebook.to_waveform(units, torch.full_like(units, frames))
-        write_audio(folder / "sample.wav", samples, SPEECH_SAMPLE_RATE_HZ)
-        written.append(folder / "sample.wav")
-        sound = f"sample.wav, {frames} x 20 ms a unit"
-    ids = reply.text_ids[0].tolist()
-    lines = {
-        "conversation": prompt.where,
-        "question (spoken)": prompt.question,
-        "expected text": prompt.expected,
-        "generated text": dataset.tokenizer.decode(ids),
-        "generated token ids": " ".join(map(str, ids)),
-        "generated units": " ".join(map(str, units.tolist())) or "none",
-        "sound": sound,
-        "expected units": " ".join(map(str, prompt.expected_units.tolist())),
-        "sound of the expected units": "sample_expected.wav",
-    }
-    (folder / "sample.txt").write_text("".join(f"{name}: {value}\n" for name, value in lines.items()))
-    return written
+def write_sample_text(folder: Path, lines: Mapping[str, str]) -> Path:
+    """`sample.txt`, one `name: value` a line."""
+    path = folder / "sample.txt"
+    path.write_text("".join(f"{name}: {value}\n" for name, value in lines.items()))
+    return path
 
 
-def _sample_prompt(dataset: ConversationSet, loader: ConversationLoader) -> _Prompt:
-    """The last recall of the first validation conversation; its last turn where no fact is asked for in it."""
-    index = dataset.split_indices("validation")[0]
-    packed = loader.packed(dataset, index)
-    asked = [
-        turn for turn in packed.spoken_turns for r in packed.recalls if turn.start <= r.value_positions[0] < turn.end
-    ]
-    turn = (asked or list(packed.spoken_turns))[-1]
-    is_before = packed.spliced_positions < turn.start
-    is_answer = (packed.spliced_positions >= turn.start) & (packed.spliced_positions < turn.end)
-    prompt_ids = packed.input_ids[is_before]
-    segments = int((prompt_ids < 0).sum())
-    return _Prompt(
-        input_ids=prompt_ids,
-        speech_ids=list(packed.speech_segments[:segments]),
-        expected=dataset.tokenizer.decode(packed.input_ids[is_answer].tolist()),
-        question=dataset.pool.text(packed.speech_segments[segments - 1]),
-        where=f"{packed.name}, answer at positions {turn.start} to {turn.end}",
-        expected_units=turn.units,
-        expected_durations=turn.durations,
-    )
+def numbers_line(numbers: list[int]) -> str:
+    """Token ids or units for a sample's text; `none` where there are none."""
+    return " ".join(map(str, numbers)) or "none"

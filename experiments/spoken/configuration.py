@@ -1,12 +1,14 @@
-"""What an experiment on spoken conversations is: every number that changes its result, in frozen records."""
+"""What an experiment on spoken conversations is: every number that changes its result, in frozen records.
+
+What a backbone adds to them (its own dimensions, the loss on its speech) is in its own folder.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from backbones.llama_omni import LlamaOmniConfig
 from experiments.data.spec import ConversationSpec
 from experiments.harness.counted_module import OptimiserPlan
 from experiments.harness.identity import plain_values
@@ -14,6 +16,7 @@ from experiments.harness.study import Scale
 from ttt_core import TTTConfig
 
 Trained = Literal["everything", "upper_mixers_and_speech"]
+Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,9 @@ class Arm:
 class TrainingStage:
     """Part of a curriculum: `steps` optimiser steps on conversations of one length.
 
-    positions: what the language model reads of one conversation. conversations: size of the set they are drawn from.
+    positions: how long a conversation is drawn, in positions of a model that hears 10 of them a second and reads text
+        in between; a frame-synchronous model reads about twice as many frames, and all of them.
+    conversations: size of the set they are drawn from.
     early_share, subjects_per_conversation: see `ConversationSpec`; with few subjects, all taken up early, a stage asks
         for facts as often as it can, at short distances.
     """
@@ -61,7 +66,7 @@ class TrainingStage:
     subjects_per_conversation: int | None = None
 
     def __post_init__(self) -> None:
-        _require_positive(self, "positions", "conversations", "conversations_per_step", "steps")
+        require_positive(self, "positions", "conversations", "conversations_per_step", "steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,35 +114,24 @@ class DataPlan:
 class TrainingPlan(OptimiserPlan):
     """How the weights are learned.
 
-    ctc_turns_per_step: assistant turns whose speech is trained on in one step, drawn by the step's own seed. The
-        generator runs 25 positions for every text token, so all turns together would cost more than the conversation.
+    trains: everything but what is frozen for good; or, for a pretrained language model too large for an optimiser's
+        state, what mixes positions in the upper layers (TTT, or the attention it is compared with) and what reads and
+        speaks speech.
+    speech_weight: weight of the loss on the speech that is said, beside 1 for that on the text.
     fact_value_weight: weight of an asked value's tokens in the training loss, 1 for all others. They are one token in
         thirty and the only ones that need a long memory; a short training hears of them through their weight.
-    segment_positions: truncated backpropagation: a conversation is read in segments of that many positions, with the
-        state carried and the gradient cut between them. None: one graph for the whole conversation.
-    trains: everything but the speech encoder; or, for a pretrained language model too large for an optimiser's state,
-        what mixes positions in the upper layers (TTT, or the attention it is compared with), the speech projector and
-        the speech generator.
     inner_warmup_steps: the inner step size rises from a tenth of itself to itself over these steps (0: constant).
     """
 
     trains: Trained = "everything"
-    ctc_weight: float = 1.0
-    ctc_turns_per_step: int = 2
+    speech_weight: float = 1.0
     fact_value_weight: float = 1.0
-    segment_positions: int | None = None
     inner_warmup_steps: int = 0
-    precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
-    gradient_checkpointing: bool = False
+    precision: Precision = "32-true"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_positive(self, "fact_value_weight")
-        if self.gradient_checkpointing and self.segment_positions is not None:
-            # transformers drops the cache while it checkpoints, and the carried state with it, without a word.
-            raise ValueError("gradient_checkpointing and segment_positions exclude each other; set one of them")
-        if self.segment_positions is not None and self.segment_positions < 1:
-            raise ValueError(f"segment_positions must be at least 1, or none; got {self.segment_positions}")
+        require_positive(self, "fact_value_weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +139,9 @@ class EvaluationPlan:
     """What is measured, and how often (in steps).
 
     position_edges, distance_edges: edges of the buckets of the loss by position and of the recall by distance.
-    ctc_turns: assistant turns per validation conversation whose speech loss is measured (the first ones).
+    seconds_edges: of both again, by seconds: how long a position lasts differs between backbones.
+    speech_turns: assistant turns per validation conversation whose speech loss is measured (the first ones).
+    sample_new_positions: what the sample left behind may take.
     """
 
     validate_every_steps: int
@@ -153,12 +149,13 @@ class EvaluationPlan:
     monitor_every_steps: int = 100
     position_edges: tuple[int, ...] = (0, 256, 1024, 2048, 4096, 8192)
     distance_edges: tuple[int, ...] = (0, 256, 1024, 2048, 4096, 8192)
-    ctc_turns: int = 2
-    sample_new_tokens: int = 24
+    seconds_edges: tuple[int, ...] = (0, 15, 60, 120, 240, 480, 960, 1920)
+    speech_turns: int = 2
+    sample_new_positions: int = 24
 
     def __post_init__(self) -> None:
-        _require_positive(self, "validate_every_steps", "checkpoint_every_steps", "monitor_every_steps")
-        for name in ("position_edges", "distance_edges"):
+        require_positive(self, "validate_every_steps", "checkpoint_every_steps", "monitor_every_steps")
+        for name in ("position_edges", "distance_edges", "seconds_edges"):
             edges = getattr(self, name)
             if len(edges) < 2 or list(edges) != sorted(set(edges)):
                 raise ValueError(f"{name} must be two or more rising numbers, got {edges}")
@@ -166,12 +163,16 @@ class EvaluationPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class SpokenExperiment:
-    """A complete experiment: one model, one set of data, one way of training, several arms."""
+    """A complete experiment: one model, one set of data, one way of training, several arms.
+
+    Every backbone has a child of this that adds its model's configuration, and narrows what it trains with.
+    backbone: name of the folder beside this file, with hyphens.
+    """
 
     recipe: str
+    backbone: str
     scale: Scale
     seed: int
-    model: LlamaOmniConfig
     data: DataPlan
     training: TrainingPlan
     evaluation: EvaluationPlan
@@ -183,17 +184,24 @@ class SpokenExperiment:
         if len(set(names)) != len(names) or not names:
             raise ValueError(f"{self.recipe} needs arms with different names, got {names}")
         for arm in self.arms:
-            outside = [layer for layer in arm.upper_layers if not 0 <= layer < self.model.num_hidden_layers]
+            outside = [layer for layer in arm.upper_layers if not 0 <= layer < self.layers]
             if outside:
-                raise ValueError(
-                    f"arm {arm.name!r} names layers {outside}; "
-                    f"the model has layers 0-{self.model.num_hidden_layers - 1}"
-                )
-            if arm.ttt is not None and arm.ttt.hidden_size != self.model.hidden_size:
+                raise ValueError(f"arm {arm.name!r} names layers {outside}; the model has layers 0-{self.layers - 1}")
+            if arm.ttt is not None and arm.ttt.hidden_size != self.width:
                 raise ValueError(
                     f"arm {arm.name!r} has TTT of hidden_size {arm.ttt.hidden_size} "
-                    f"on a model of hidden_size {self.model.hidden_size}"
+                    f"on a model of hidden_size {self.width}"
                 )
+
+    @property
+    def layers(self) -> int:
+        """Layers of the model that the arms differ in."""
+        raise NotImplementedError
+
+    @property
+    def width(self) -> int:
+        """Hidden size of those layers."""
+        raise NotImplementedError
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -209,10 +217,10 @@ class SpokenExperiment:
     def starts_from(self, arm: str) -> str | None:
         return None
 
-    def with_seed(self, seed: int) -> SpokenExperiment:
+    def with_seed(self, seed: int) -> Self:
         return dataclasses.replace(self, seed=seed)
 
-    def with_weights(self, digest: str) -> SpokenExperiment:
+    def with_weights(self, digest: str) -> Self:
         return dataclasses.replace(self, weights_digest=digest)
 
     def arm(self, name: str) -> Arm:
@@ -234,7 +242,7 @@ class SpokenExperiment:
         return plain
 
 
-def _require_positive(record: Any, *names: str) -> None:
+def require_positive(record: Any, *names: str) -> None:
     for name in names:
         if not getattr(record, name) > 0:
             raise ValueError(f"{type(record).__name__}.{name} must be above 0, got {getattr(record, name)}")

@@ -4,64 +4,113 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.harness import metric_names as names
+from experiments.spoken import metric_names as spoken_names
+from experiments.spoken.backbone import SpokenBackbone
+from experiments.spoken.configuration import EvaluationPlan
 
 Curve = Sequence[tuple[int, float]]
+Metrics = Mapping[str, float]
 RESOLUTION_DOTS_PER_INCH = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class _BucketPanel:
+    """One curve per arm over the buckets of a section of metrics."""
+
+    section: str
+    edges: Sequence[int]
+    x_label: str
+    shows_chance: bool = False
 
 
 def draw_experiment(
     folder: Path,
-    last_metrics: Mapping[str, Mapping[str, float]],
+    last_metrics: Mapping[str, Metrics],
     curves: Mapping[str, Mapping[str, Curve]],
-    position_edges: Sequence[int],
-    distance_edges: Sequence[int],
+    plan: EvaluationPlan,
+    panels: Mapping[str, str],
 ) -> list[Path]:
     """Writes three PNGs into `folder` and gives their paths.
 
-    last_metrics: arm -> metric -> last value. curves: arm -> metric -> (step, value) rows.
+    last_metrics: arm -> metric -> last value. curves: arm -> metric -> (step, value) rows. panels: `learning_panels`.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    loss_panels = (
+        _BucketPanel(section=names.LOSS_BY_POSITION, edges=plan.position_edges, x_label="position"),
+        _BucketPanel(section=spoken_names.LOSS_BY_TIME, edges=plan.seconds_edges, x_label="seconds"),
+    )
+    recall_panels = (
+        _BucketPanel(
+            section=names.RECALL_BY_DISTANCE, edges=plan.distance_edges, shows_chance=True,
+            x_label="positions since the last mention",
+        ),
+        _BucketPanel(
+            section=spoken_names.RECALL_BY_SECONDS, edges=plan.seconds_edges, shows_chance=True,
+            x_label="seconds since the last mention",
+        ),
+    )  # fmt: skip
     return [
         _bucket_figure(
-            folder / "loss_by_position.png", last_metrics, names.LOSS_BY_POSITION, position_edges,
-            "Loss by position in the conversation", "position", "nats per text token",
+            folder / "loss_by_position.png", last_metrics, loss_panels, "Loss along the conversation",
+            "nats per text token",
         ),
         _bucket_figure(
-            folder / "recall_by_distance.png", last_metrics, names.RECALL_BY_DISTANCE, distance_edges,
-            "Recall of facts by distance", "positions between statement and question", "share recalled exactly",
+            folder / "recall_by_distance.png", last_metrics, recall_panels, "Recall of facts by distance",
+            "share recalled exactly",
         ),
-        _learning_figure(folder / "learning_curves.png", last_metrics, curves),
+        _learning_figure(folder / "learning_curves.png", last_metrics, curves, panels),
     ]  # fmt: skip
 
 
+def learning_panels(backbone: SpokenBackbone) -> dict[str, str]:
+    """{metric: title} of the learning curves."""
+    return {
+        names.VALIDATION_TEXT_LOSS: "validation: nats per text token",
+        backbone.speech_loss: f"validation: {backbone.speech_loss_title}",
+        names.RECALL_ALL: "validation: share of facts recalled",
+        names.RECALL_VALUE_LOSS: "validation: nats per fact value",
+        names.TRAIN_TEXT_LOSS: "training: nats per text token",
+        names.TRAIN_GRADIENT_NORM: "training: gradient norm",
+    }
+
+
 def _bucket_figure(
-    path: Path, arms: Mapping[str, Mapping[str, float]], section: str, edges: Sequence[int],
-    title: str, x_label: str, y_label: str,
-) -> Path:  # fmt: skip
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    buckets = names.buckets(edges)
+    path: Path, arms: Mapping[str, Metrics], panels: Sequence[_BucketPanel], title: str, y_label: str
+) -> Path:
+    figure = Figure(figsize=(6 * len(panels), 4.2), layout="constrained")
+    grid = list(figure.subplots(1, len(panels), sharey=True, squeeze=False).flat)
+    for axes, panel in zip(grid, panels, strict=True):
+        _draw_buckets(axes, arms, panel)
+    grid[0].set_ylabel(y_label)
+    figure.suptitle(title)
+    return _finished(figure, grid, path)
+
+
+def _draw_buckets(axes: Axes, arms: Mapping[str, Metrics], panel: _BucketPanel) -> None:
+    buckets = names.buckets(panel.edges)
+    places = [names.bucket_name(panel.section, *bucket) for bucket in buckets]
+    measured = [
+        place for place, name in enumerate(places) if any(math.isfinite(m.get(name, math.nan)) for m in arms.values())
+    ]
     for arm, metrics in arms.items():
         points = [
-            (place, metrics[names.bucket_name(section, *bucket)])
-            for place, bucket in enumerate(buckets)
-            if math.isfinite(metrics.get(names.bucket_name(section, *bucket), math.nan))
+            (place, metrics[places[place]]) for place in measured if math.isfinite(metrics.get(places[place], math.nan))
         ]
         axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=arm)
-    if section == names.RECALL_BY_DISTANCE:
+    if panel.shows_chance:
         _draw_chance(axes, arms)
-    axes.set_xticks(range(len(buckets)), [names.bucket_label(*bucket) for bucket in buckets])
-    axes.set(title=title, xlabel=x_label, ylabel=y_label)
-    return _finished(figure, [axes], path)
+    axes.set_xticks(measured, [names.bucket_label(*buckets[place]) for place in measured])
+    axes.set_xlabel(panel.x_label)
 
 
-def _draw_chance(axes: Axes, arms: Mapping[str, Mapping[str, float]]) -> None:
+def _draw_chance(axes: Axes, arms: Mapping[str, Metrics]) -> None:
     chances = {metrics[names.RECALL_CHANCE] for metrics in arms.values() if names.RECALL_CHANCE in metrics}
     for chance in sorted(chances):
         axes.axhline(chance, color="grey", linestyle=":", label="guessing")
@@ -69,16 +118,9 @@ def _draw_chance(axes: Axes, arms: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def _learning_figure(
-    path: Path, last_metrics: Mapping[str, Mapping[str, float]], curves: Mapping[str, Mapping[str, Curve]]
-) -> Path:
-    panels = {
-        names.VALIDATION_TEXT_LOSS: "validation: nats per text token",
-        names.VALIDATION_CTC_LOSS: "validation: CTC nats per unit",
-        names.RECALL_ALL: "validation: share of facts recalled",
-        names.RECALL_VALUE_LOSS: "validation: nats per fact value",
-        names.TRAIN_TEXT_LOSS: "training: nats per text token",
-        names.TRAIN_GRADIENT_NORM: "training: gradient norm",
-    }
+    path: Path, last_metrics: Mapping[str, Metrics], curves: Mapping[str, Mapping[str, Curve]],
+    panels: Mapping[str, str],
+) -> Path:  # fmt: skip
     figure = Figure(figsize=(12, 7), layout="constrained")
     grid = list(figure.subplots(2, 3).flat)
     for axes, (metric, title) in zip(grid, panels.items(), strict=True):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from backbones.llama_omni import LlamaOmniConfig
 from experiments.data.dataset import ConversationSet
 from experiments.data.synthetic import build_conversations
+from experiments.spoken.backbone import spoken_backbone
 from experiments.spoken.configuration import SpokenExperiment
 
 
@@ -37,22 +37,17 @@ def prepare_data(config: SpokenExperiment, data_dir: Path, *, skips_bad_audio: b
         for spec in dict.fromkeys([config.data.spec, *specs])
     }
     data = ExperimentData(stages=tuple(built[spec] for spec in specs), validation=built[config.data.spec])
-    _check_fit(data.validation, config.model)
+    spoken_backbone(config.backbone).check_data(config, data.validation)
     if not data.validation.split_indices("validation"):
         raise ValueError("no validation conversation is left: all of them use unreadable sound files")
     return data
 
 
-def _check_fit(dataset: ConversationSet, model: LlamaOmniConfig) -> None:
-    found = {
-        "text tokens": (dataset.tokenizer.vocab_size, model.vocab_size, "model.vocab_size"),
-        "speech units": (dataset.codebook.size, model.unit_vocab_size, "model.unit_vocab_size"),
-    }
-    for what, (needed, available, name) in found.items():
+def require_vocabularies(needs: dict[str, tuple[int, int, str]]) -> None:
+    """Raises ValueError where the data has more of something than the model knows.
+
+    needs: what -> (how many the data has, how many the model knows, the field to raise).
+    """
+    for what, (needed, available, field) in needs.items():
         if needed > available:
-            raise ValueError(f"the data has {needed} {what}, the model only {available}; raise {name}")
-    if dataset.spec.n_mels != model.speech_encoder_mel_bins:
-        raise ValueError(
-            f"the data has {dataset.spec.n_mels} mel bands, the model's encoder reads {model.speech_encoder_mel_bins}; "
-            "set data.spec.n_mels or model.speech_encoder_mel_bins"
-        )
+            raise ValueError(f"the data has {needed} {what}, the model only {available}; raise {field}")

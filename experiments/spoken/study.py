@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from experiments.harness import metric_names as names
 from experiments.harness import tracking
 from experiments.harness.study import ArmWork, FinishedArm, Report, RunOptions, Study
+from experiments.spoken.backbone import folder_of, spoken_backbone
 from experiments.spoken.configuration import SpokenExperiment
-from experiments.spoken.figures import draw_experiment
+from experiments.spoken.figures import draw_experiment, learning_panels
 from experiments.spoken.prepared_data import ExperimentData, prepare_data
 from experiments.spoken.report import ArmResult, chance_line, result_table
 from experiments.spoken.training import train_arm
@@ -18,10 +19,6 @@ TOKENS_OF_PRETRAINED_WEIGHTS = (
     "the conversations are tokenised by their own BPE, not by the checkpoint's tokenizer: its text embeddings start as "
     "those of other words. Sizes, memory and speed are the checkpoint's; loss and recall say nothing of its pretraining"
 )
-CURVES = (
-    names.VALIDATION_TEXT_LOSS, names.VALIDATION_CTC_LOSS, names.RECALL_ALL, names.RECALL_VALUE_LOSS,
-    names.TRAIN_TEXT_LOSS, names.TRAIN_GRADIENT_NORM,
-)  # fmt: skip
 
 
 def prepare_conversations(config: SpokenExperiment, options: RunOptions) -> ExperimentData:
@@ -41,17 +38,19 @@ def run_spoken_arm(work: ArmWork) -> None:
 
 def report_spoken(config: SpokenExperiment, folder: Path, uri: str, finished: Sequence[FinishedArm]) -> Report:
     """The table of all arms, and the figures drawn from what they logged."""
+    panels = learning_panels(spoken_backbone(config.backbone))
     results, curves = [], {}
     for arm in finished:
-        logged = {} if arm.run is None else _curves(uri, arm.run.run_id)
+        logged = {} if arm.run is None else _curves(uri, arm.run.run_id, panels)
         losses = logged.get(names.VALIDATION_TEXT_LOSS, [])
         untrained = losses[0][1] if losses and losses[0][0] == 0 else None
         curves[arm.name] = logged
         results.append(ArmResult(arm=arm.name, run=arm.run, untrained_loss=untrained))
-    edges = config.evaluation.position_edges, config.evaluation.distance_edges
+    plan = config.evaluation
     metrics = {result.arm: result.run.metrics for result in results if result.run is not None}
-    figures = draw_experiment(folder / "figures", metrics, curves, *edges) if metrics else []
-    table = "\n".join(filter(None, [result_table(results, *edges), chance_line(results)]))
+    figures = draw_experiment(folder / "figures", metrics, curves, plan, panels) if metrics else []
+    lines = result_table(results, plan.position_edges, plan.distance_edges), chance_line(results)
+    table = "\n".join(filter(None, lines))
     data: ExperimentData | None = finished[0].task.data if finished else None
     notes = [f"left out, unreadable audio: {line}" for line in (data.left_out if data else [])]
     samples = sorted(folder.glob("*/sample*"))
@@ -59,13 +58,15 @@ def report_spoken(config: SpokenExperiment, folder: Path, uri: str, finished: Se
     return Report(table=table, figures=figures, notes=notes)
 
 
-def _curves(uri: str, run_id: str) -> dict[str, list[tuple[int, float]]]:
-    return {name: tracking.read_history(uri, run_id, name) for name in CURVES}
+def _curves(uri: str, run_id: str, metrics: Iterable[str]) -> dict[str, list[tuple[int, float]]]:
+    return {name: tracking.read_history(uri, run_id, name) for name in metrics}
 
 
-SPOKEN_CONVERSATIONS = Study(
-    prepare=prepare_conversations,
-    run_arm=run_spoken_arm,
-    report=report_spoken,
-    preloads=("experiments.spoken.training",),
-)
+def spoken_study(backbone: str) -> Study:
+    """The study of a backbone's recipes."""
+    return Study(
+        prepare=prepare_conversations,
+        run_arm=run_spoken_arm,
+        report=report_spoken,
+        preloads=("experiments.spoken.training", folder_of(backbone)),
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from backbones.mounting import ttt_layers
 from experiments.harness import metric_names as names
 from experiments.harness.callbacks import InnerWeightWatch
 from experiments.harness.checkpoints import CheckpointFolder
@@ -13,11 +12,12 @@ from experiments.harness.lightning_run import TrainingRun, train
 from experiments.harness.memory import forget_peak, held_bytes
 from experiments.harness.stopping import StopRequest
 from experiments.harness.tracking import RunLogger
-from experiments.spoken.arms import build_model, memory_metrics, memory_of
-from experiments.spoken.artifacts import save_artifacts
+from experiments.spoken.arms import memory_metrics
+from experiments.spoken.artifacts import save_artifacts, save_monitor
+from experiments.spoken.backbone import spoken_backbone
 from experiments.spoken.configuration import Arm, SpokenExperiment
-from experiments.spoken.data_module import ConversationDataModule, ConversationLoader
-from experiments.spoken.module import SpokenConversationModule
+from experiments.spoken.data_module import ConversationDataModule
+from experiments.spoken.module import SpokenModule
 from experiments.spoken.prepared_data import ExperimentData
 from ttt_core import TTTMonitor
 
@@ -31,7 +31,7 @@ def train_arm(
     folder: Path,
     weights: Path | None = None,
     progress_line: int = 0,
-) -> SpokenConversationModule:
+) -> SpokenModule:
     """Runs the arm to its end; continues from `folder`/checkpoints where something was saved.
 
     Raises:
@@ -40,18 +40,21 @@ def train_arm(
     """
     bytes_at_start = held_bytes()
     forget_peak()
-    model = build_model(config, arm, weights)
-    module = SpokenConversationModule(model, config, arm.upper_layers)
+    backbone = spoken_backbone(config.backbone)
+    model = backbone.build_model(config, arm, weights)
+    module = backbone.module(model, config, arm)
     own = config.of_arm(arm.name)
-    loader = ConversationLoader(model, max(row.ttt.mini_batch_size if row.ttt else 1 for row in config.arms))
+    loader = backbone.loader(model, config)
+    memory = backbone.memory_of(config, arm)
     data_module = ConversationDataModule(config, data, loader, next_step=lambda: module.steps_done)
     monitor = TTTMonitor(folder / "monitor") if arm.ttt is not None else None
     watch = []
     if monitor is not None:
         every = config.evaluation.monitor_every_steps
-        watch.append(InnerWeightWatch(arm.name, ttt_layers(model.llm), monitor, logger, every))
+        watch.append(InnerWeightWatch(arm.name, backbone.ttt_layers(model), monitor, logger, every))
     trained = float(sum(parameter.numel() for parameter in module.trained_parameters()))
-    logger.log_metrics(memory_metrics(memory_of(config, arm), config) | {names.TRAINED_PARAMETERS: trained}, step=0)
+    at_the_end = memory_metrics(memory, loader.longest(data.validation))
+    logger.log_metrics(at_the_end | {names.TRAINED_PARAMETERS: trained}, step=0)
     run = TrainingRun(
         label=arm.name,
         checkpoints=CheckpointFolder(folder / "checkpoints", fingerprint(own), flattened(own)),
@@ -66,5 +69,7 @@ def train_arm(
         callbacks=watch,
     )
     train(module, data_module, run)
-    save_artifacts(config, arm, module, data, loader, logger, folder, monitor)
+    save_artifacts(config, arm, module.model.eval(), data.validation, loader, logger, folder)
+    if monitor is not None:
+        save_monitor(monitor, logger, folder)
     return module

@@ -1,0 +1,209 @@
+"""Moshi on long spoken conversations: does TTT remember what a ring, or an equally large window, forgets?
+
+The conversations of llama-omni-stage1 as frames of 80 ms: what the user says is heard, the assistant's text and speech
+are predicted. Five arms that differ in the temporal transformer alone:
+
+ttt-mlp, ttt-linear  TTT in the upper quarter of the layers; those below see a window with four pinned first frames
+sliding-window       attention with a window that takes the same bytes as ttt-mlp's state; the layers below as above
+ring                 the model as the package has it: every layer sees the last frames of its context, nothing pinned
+full-attention       every layer sees everything
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from backbones.moshi import MoshiConfig
+from experiments.data.framing import UNITS_PER_FRAME
+from experiments.data.spec import ConversationSpec
+from experiments.harness.study import Scale
+from experiments.spoken.arms import window_of_equal_memory
+from experiments.spoken.configuration import Arm, DataPlan, EvaluationPlan, TrainingStage
+from experiments.spoken.moshi.configuration import MoshiExperiment, MoshiTraining
+from ttt_core import TTTConfig
+
+SINKS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sizes:
+    """What the scales differ in. The model's context is the ring, and the window of the lower layers."""
+
+    model: MoshiConfig
+    data: DataPlan
+    training: MoshiTraining
+    evaluation: EvaluationPlan
+    mini_batch_size: int
+    key_bytes: int  # of one number in the attention's cache
+
+
+def moshi_stage1(*, scale: Scale, seed: int) -> MoshiExperiment:
+    sizes = {"smoke": _smoke, "cpu": _cpu, "gpu": _gpu, "full": _full}[scale]()
+    return MoshiExperiment(
+        recipe="moshi-stage1",
+        scale=scale,
+        seed=seed,
+        model=sizes.model,
+        data=sizes.data,
+        training=sizes.training,
+        evaluation=sizes.evaluation,
+        arms=_arms(sizes),
+    )
+
+
+def _arms(sizes: _Sizes) -> tuple[Arm, ...]:
+    model = sizes.model
+    upper = tuple(range(model.num_layers * 3 // 4, model.num_layers))
+    mlp = TTTConfig(
+        hidden_size=model.dim,
+        num_heads=model.num_heads,
+        inner_model="mlp",
+        mini_batch_size=sizes.mini_batch_size,
+    )
+    linear = dataclasses.replace(mlp, inner_model="linear")
+    same_memory = window_of_equal_memory(mlp, 2 * model.dim // model.kv_repeat * sizes.key_bytes, SINKS)
+    ring = model.context
+    return (
+        Arm(name="ttt-mlp", upper_layers=upper, ttt=mlp, lower_window=ring, sinks=SINKS),
+        Arm(name="ttt-linear", upper_layers=upper, ttt=linear, lower_window=ring, sinks=SINKS),
+        Arm(name="sliding-window", upper_layers=upper, upper_window=same_memory, lower_window=ring, sinks=SINKS),
+        Arm(name="ring", upper_layers=upper, upper_window=ring, lower_window=ring),
+        Arm(name="full-attention", upper_layers=upper),
+    )
+
+
+def _of_units(model: MoshiConfig, spec: ConversationSpec, context: int) -> MoshiConfig:
+    """The model with the data's vocabularies, and codebooks for the units of a frame, said and heard.
+
+    No codebook is delayed: the units of a frame follow each other in time, and the depth transformer says them in that
+    order. Moshi delays the finer levels of a residual code, of which there are none here.
+    """
+    return dataclasses.replace(
+        model, n_q=2 * UNITS_PER_FRAME, dep_q=UNITS_PER_FRAME, delays=(0,) * (1 + 2 * UNITS_PER_FRAME),
+        depformer_context=UNITS_PER_FRAME, card=spec.unit_vocab_size, text_card=spec.text_vocab_size, context=context,
+    )  # fmt: skip
+
+
+def _smoke() -> _Sizes:
+    """Seconds: every part of the recipe runs once. Its numbers mean nothing."""
+    spec = ConversationSpec(
+        positions=512, conversations=2, validation_conversations=1, subjects=2, subject_words=1, values=4,
+        fact_stated_by="assistant", small_talk=12, unit_vocab_size=48, unit_fit_utterances=40, text_vocab_size=512,
+    )  # fmt: skip
+    return _Sizes(
+        model=_of_units(MoshiConfig.at_scale("smoke"), spec, context=64),
+        data=DataPlan(
+            spec=spec,
+            curriculum=(
+                TrainingStage(positions=256, conversations=2, conversations_per_step=2, steps=2),
+                TrainingStage(positions=512, conversations=2, conversations_per_step=1, steps=2),
+            ),
+        ),
+        training=MoshiTraining(
+            learning_rate=3e-3, ttt_learning_rate=3e-3, warmup_steps=1, audio_frames_per_step=50
+        ),
+        evaluation=EvaluationPlan(
+            validate_every_steps=4, checkpoint_every_steps=2, monitor_every_steps=2, speech_turns=1,
+            sample_new_positions=30, position_edges=(0, 512, 1024, 2048), distance_edges=(0, 512, 1024, 2048),
+        ),
+        mini_batch_size=16,
+        key_bytes=4,
+    )  # fmt: skip
+
+
+def _cpu() -> _Sizes:
+    """Minutes on two cores: a toy's width, and conversations of three minutes, eight times the ring.
+
+    As llama-omni-stage1 (where each choice is measured): short, dense conversations about two things first. They are
+    drawn by the length that Llama-Omni would read; in frames they are about twice as long, 300, 1,100 and 2,200.
+    """
+    spec = ConversationSpec(
+        positions=1024, conversations=128, validation_conversations=8, subjects=6, subject_words=1, values=12,
+        fact_phrasing="brief", fact_stated_by="assistant", event_share=1.0, small_talk=60, unit_vocab_size=100,
+        unit_fit_utterances=200, text_vocab_size=512,
+    )  # fmt: skip
+    edges = (0, 128, 256, 512, 1024, 2048)
+    return _Sizes(
+        # 20 s: a twelfth of the published 240 s, for conversations a twentieth of the hour that those are to last.
+        model=_of_units(MoshiConfig.at_scale("cpu"), spec, context=250),
+        data=DataPlan(
+            spec=spec,
+            curriculum=(
+                TrainingStage(
+                    positions=128, conversations=4096, conversations_per_step=8, steps=400, early_share=0.9,
+                    subjects_per_conversation=2,
+                ),
+                TrainingStage(
+                    positions=512, conversations=512, conversations_per_step=2, steps=80, early_share=0.75,
+                    subjects_per_conversation=4,
+                ),
+                TrainingStage(positions=1024, conversations=128, conversations_per_step=1, steps=40),
+            ),
+        ),
+        training=MoshiTraining(
+            learning_rate=3e-3, ttt_learning_rate=3e-3, warmup_steps=20, fact_value_weight=5.0,
+            audio_frames_per_step=128,
+        ),
+        evaluation=EvaluationPlan(
+            validate_every_steps=130, checkpoint_every_steps=130, monitor_every_steps=10, speech_turns=20,
+            sample_new_positions=40, position_edges=edges, distance_edges=edges,
+        ),
+        mini_batch_size=16,
+        key_bytes=4,
+    )  # fmt: skip
+
+
+def _gpu() -> _Sizes:
+    """One GPU, trained from scratch: BF16 with FP32 states, conversations of twenty minutes."""
+    spec = ConversationSpec(
+        positions=8192, conversations=4096, validation_conversations=24, values=40, unit_vocab_size=500,
+        unit_fit_utterances=600, text_vocab_size=1024,
+    )  # fmt: skip
+    edges = (0, 512, 2048, 4096, 8192, 16384)
+    return _Sizes(
+        model=_of_units(MoshiConfig.at_scale("gpu"), spec, context=750),
+        data=DataPlan(
+            spec=spec,
+            curriculum=(
+                TrainingStage(positions=1024, conversations=16384, conversations_per_step=32, steps=4000),
+                TrainingStage(positions=8192, conversations=4096, conversations_per_step=4, steps=4000),
+            ),
+        ),
+        training=MoshiTraining(
+            learning_rate=6e-4, ttt_learning_rate=6e-4, warmup_steps=400, audio_frames_per_step=2048,
+            inner_warmup_steps=400, precision="bf16-mixed",
+        ),
+        evaluation=EvaluationPlan(
+            validate_every_steps=500, checkpoint_every_steps=250, speech_turns=20, sample_new_positions=75,
+            position_edges=edges, distance_edges=edges,
+        ),
+        mini_batch_size=64,
+        key_bytes=2,
+    )  # fmt: skip
+
+
+def _full() -> _Sizes:
+    """The published dimensions, TTT in layers 24 to 31; --weights for its weights (trained on Mimi codes)."""
+    spec = ConversationSpec(
+        positions=8192, conversations=4096, validation_conversations=24, unit_vocab_size=1000,
+        unit_fit_utterances=2000, text_vocab_size=1024,
+    )  # fmt: skip
+    edges = (0, 512, 2048, 4096, 8192, 16384)
+    return _Sizes(
+        model=dataclasses.replace(MoshiConfig.published(), gradient_checkpointing=True),
+        data=DataPlan(
+            spec=spec,
+            curriculum=(TrainingStage(positions=8192, conversations=4096, conversations_per_step=1, steps=4000),),
+        ),
+        training=MoshiTraining(
+            trains="upper_mixers_and_speech", learning_rate=5e-5, ttt_learning_rate=2e-4, warmup_steps=200,
+            audio_frames_per_step=1024, inner_warmup_steps=200, precision="bf16-mixed",
+        ),
+        evaluation=EvaluationPlan(
+            validate_every_steps=250, checkpoint_every_steps=250, speech_turns=20, sample_new_positions=75,
+            position_edges=edges, distance_edges=edges,
+        ),
+        mini_batch_size=64,
+        key_bytes=2,
+    )  # fmt: skip

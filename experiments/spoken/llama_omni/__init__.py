@@ -1,0 +1,23 @@
+"""Llama-Omni on spoken conversations: it reads speech and text in turn, writes text, and speaks it by CTC units."""
+
+from __future__ import annotations
+
+from experiments.harness import metric_names as names
+from experiments.spoken.backbone import SpokenBackbone
+from experiments.spoken.llama_omni.loader import LlamaOmniLoader
+from experiments.spoken.llama_omni.model import build_model, check_data, memory_of, save_difference, ttt_layers_of
+from experiments.spoken.llama_omni.module import LlamaOmniModule
+from experiments.spoken.llama_omni.sample import save_sample
+
+BACKBONE = SpokenBackbone(
+    check_data=check_data,
+    build_model=build_model,
+    memory_of=memory_of,
+    loader=LlamaOmniLoader,
+    module=LlamaOmniModule,
+    ttt_layers=ttt_layers_of,
+    save_difference=save_difference,
+    save_sample=save_sample,
+    speech_loss=names.VALIDATION_CTC_LOSS,
+    speech_loss_title="CTC nats per unit",
+)
