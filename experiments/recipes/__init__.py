@@ -8,10 +8,12 @@ from typing import Protocol
 
 from experiments.harness.study import Experiment, Scale, Study
 from experiments.memory.study import MEMORY
+from experiments.recipes.kv_wraparound import kv_wraparound
 from experiments.recipes.llama_omni_stage1 import llama_omni_stage1
 from experiments.recipes.memory import memory
 from experiments.recipes.moshi_stage1 import moshi_stage1
 from experiments.spoken.study import spoken_study
+from experiments.wraparound.study import WRAPAROUND
 
 
 class Configure(Protocol):
@@ -29,6 +31,7 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
+    "kv-wraparound": Recipe(configure=kv_wraparound, study=WRAPAROUND),
     "llama-omni-stage1": Recipe(configure=llama_omni_stage1, study=spoken_study("llama-omni")),
     "memory": Recipe(configure=memory, study=MEMORY),
     "moshi-stage1": Recipe(configure=moshi_stage1, study=spoken_study("moshi")),
