@@ -5,6 +5,7 @@ Legend: B batch, H heads, b mini-batch size, W starting weights, G gradient sums
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +26,9 @@ class Carried(NamedTuple):
 
     weights: InnerWeights
     velocity: InnerWeights | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Carried:
+        return Carried(self.weights.map(change), None if self.velocity is None else self.velocity.map(change))
 
     def in_rows(self, rows: Tensor, otherwise: Carried) -> Carried:
         """This in the batch rows where `rows` (B,) is True, `otherwise` elsewhere."""

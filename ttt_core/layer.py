@@ -177,10 +177,10 @@ class TTTLayer(nn.Module):
         out = self.wo(z)
 
         added = x.shape[1] if lengths is None else lengths
-        after = TTTState(
-            carried.weights.map(self.policy.store), sums, state.count + added, conv, self.inner.weights, self.config,
-            None if carried.velocity is None else carried.velocity.map(self.policy.store),
-        )  # fmt: skip
+        if not self.policy.is_exact:
+            carried = carried.map(self.policy.store)
+        weights, velocity = carried
+        after = TTTState(weights, sums, state.count + added, conv, self.inner.weights, self.config, velocity)
         if packed.place is None:
             return out, losses, after
         assert mask is not None

@@ -44,7 +44,7 @@ class CommitPlace(NamedTuple):
 class PrecisionPolicy(Protocol):
     """How one tensor (B, ...) of inner weights is kept.
 
-    bytes_per_number: of the stored form. is_exact: True when `round` changes nothing.
+    bytes_per_number: of the stored form. is_exact: True when `round`, `store` and `load` change nothing.
     product_dtype: what matrix products of the inner loop run in, None for the working dtype.
     """
 
@@ -103,7 +103,7 @@ class KeptExactly:
         return values
 
     def load(self, stored: Tensor, dtype: torch.dtype) -> Tensor:
-        return stored.to(dtype)
+        return stored
 
     def stored_as(self, shape: tuple[int, ...], working: torch.dtype) -> tuple[tuple[int, ...], torch.dtype]:
         return shape, working

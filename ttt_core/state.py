@@ -168,7 +168,8 @@ class TTTState:
         return TTTState(weights, sums, tensors["count"], conv, initial, config, velocity)
 
     def _loaded(self, stored: InnerWeights) -> InnerWeights:
-        return stored.map(lambda tensor: self.policy.load(tensor, self.working_dtype))
+        policy, dtype = self.policy, self.working_dtype
+        return stored if policy.is_exact else stored.map(lambda tensor: policy.load(tensor, dtype))
 
     def _row_tensors(self) -> list[Tensor]:
         return list(self.row_tensors().values())
