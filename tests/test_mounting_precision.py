@@ -12,8 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from backbones.mounting import describe, load_cache, load_mounted, load_ttt, save_cache, save_ttt
-from ttt_core import mount
+from backbones.mounting import describe, load_cache, load_mounted, load_ttt, mount, save_cache, save_ttt
 
 IDS = torch.arange(2 * 17).reshape(2, 17) * 7 % VOCABULARY
 
