@@ -33,7 +33,7 @@ MUST_NOT_IMPORT = {
     "notebooks": TRAINING_STACK,
 }
 # What ttt_core may use beyond torch and the standard library, in one file and only when a function is called.
-TTT_CORE_ON_CALL = {"ttt_core/monitor.py": {"matplotlib"}, "ttt_core/state.py": {"safetensors"}}
+TTT_CORE_ON_CALL = {"ttt_core/monitor.py": {"matplotlib"}, "ttt_core/state_file.py": {"safetensors"}}
 
 LONGEST_FILE_LINES = 400
 LONG_FILE_LINES = 350
@@ -173,7 +173,7 @@ def test_notebooks_call_analysis_only() -> None:
         ("ttt_core/layer.py", "import numpy"),
         ("ttt_core/layer.py", "def draw():\n    import matplotlib"),
         ("ttt_core/monitor.py", "import matplotlib.pyplot as plt"),
-        ("ttt_core/state.py", "from safetensors.torch import save_file"),
+        ("ttt_core/state_file.py", "from safetensors.torch import save_file"),
         ("ttt_core/hosts.py", "def find():\n    from backbones import mounting"),
         ("ttt_core/hosts.py", "import importlib\nimportlib.import_module('backbones.mounting')"),
         ("backbones/mounting/host.py", "from experiments.harness import tracking"),
@@ -197,7 +197,7 @@ def test_an_import_that_points_up_is_found(relative: str, source: str) -> None:
     [
         ("ttt_core/layer.py", "import math\nfrom torch import nn\nfrom .config import TTTConfig"),
         ("ttt_core/monitor.py", "def plot():\n    import matplotlib.pyplot as plt"),
-        ("ttt_core/state.py", "def save():\n    from safetensors.torch import save_file"),
+        ("ttt_core/state_file.py", "def save():\n    from safetensors.torch import save_file"),
         ("backbones/mounting/__init__.py", "from .host import TransformersHost\nfrom ttt_core import TTTLayer"),
         (
             "experiments/recipes/one.py",

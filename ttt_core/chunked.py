@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ttt_core.commit import Carried, Commit
 from ttt_core.inner_model import (
     InnerNorm,
     InnerWeights,
@@ -42,9 +43,9 @@ class _Slots(NamedTuple):
 
 def scan(
     q: Tensor, k: Tensor, v: Tensor, step_sizes: Tensor,
-    weights: InnerWeights, sums: InnerWeights | None, open_tokens: Tensor | None, lengths: Tensor | None,
-    row_scales: Tensor, norm: InnerNorm, checkpoint_group: int = 0,
-) -> tuple[Tensor, Tensor, InnerWeights, InnerWeights]:  # fmt: skip
+    carried: Carried, sums: InnerWeights | None, open_tokens: Tensor | None, lengths: Tensor | None,
+    row_scales: Tensor, norm: InnerNorm, commit: Commit, checkpoint_group: int = 0,
+) -> tuple[Tensor, Tensor, Carried, InnerWeights]:  # fmt: skip
     """T tokens at once; arguments and results as `ttt_core.sequential.scan`.
 
     `open_tokens` and `sums` None say that no row has an open mini-batch: then nothing is gathered.
@@ -68,26 +69,30 @@ def scan(
         parts = [list(tensors[start:stop]) for tensors in per_mini_batch]
         whole = slots.is_complete
         complete = whole[start:stop] if isinstance(whole, list) else whole[:, start:stop]
-        arguments = (parts, weights, sums, complete, row_scales, norm)
+        arguments = (parts, carried, sums, complete, row_scales, norm, commit, start * mini_batch_size)
         if group:
             result = checkpoint(_scan_mini_batches, *arguments, use_reentrant=False)
         else:
             result = _scan_mini_batches(*arguments)
-        group_outputs, group_losses, weights, sums = result
+        group_outputs, group_losses, carried, sums = result
         outputs += group_outputs
         losses += group_losses
     z = _out_of_slots(torch.stack(outputs, dim=2).flatten(2, 3), slots, total_tokens)
     loss = _out_of_slots(torch.stack(losses, dim=2).flatten(2, 3).unsqueeze(-1), slots, total_tokens).squeeze(-1)
-    return z, loss, weights, zeros_like(weights) if sums is None else sums
+    return z, loss, carried, zeros_like(carried.weights) if sums is None else sums
 
 
 def _scan_mini_batches(
-    parts: list[list[Tensor]], weights: InnerWeights, sums: InnerWeights | None, is_complete: Tensor | list[bool],
-    row_scales: Tensor, norm: InnerNorm,
-) -> tuple[list[Tensor], list[Tensor], InnerWeights, InnerWeights | None]:  # fmt: skip
-    """Mini-batches in order. `sums` is what the open mini-batch holds before the first of them; None for nothing."""
+    parts: list[list[Tensor]], carried: Carried, sums: InnerWeights | None, is_complete: Tensor | list[bool],
+    row_scales: Tensor, norm: InnerNorm, commit: Commit, position: int,
+) -> tuple[list[Tensor], list[Tensor], Carried, InnerWeights | None]:  # fmt: skip
+    """Mini-batches in order, the first one starting at `position`.
+
+    sums: what the open mini-batch holds before the first of them; None for nothing.
+    """
     outputs, losses = [], []
     for index, (q, k, v, step_sizes, first_scores) in enumerate(zip(*parts, strict=True)):
+        weights = carried.weights
         factors = gradient_factors(k, v, weights, norm)
         scaled = [step_sizes * gradient for gradient in factors.output_gradients]
         z = q + norm(_query(q, weights, sums, factors.inputs, scaled, first_scores, row_scales))
@@ -95,16 +100,18 @@ def _scan_mini_batches(
         losses.append(factors.losses)
         added = gradient_sums(factors, step_sizes)
         seen = added if sums is None else combine(sums, added)
-        if isinstance(is_complete, list):
-            if is_complete[index]:
-                weights, sums = combine(weights, seen, scale=-row_scales[-1]), None
-            else:
-                sums = seen
+        complete = is_complete[index] if isinstance(is_complete, list) else is_complete[:, index]
+        if complete is False:
+            sums = seen
+            continue
+        plain = combine(weights, seen, scale=-row_scales[-1])
+        committed = commit(carried, seen, plain, position + index * row_scales.shape[0])
+        if complete is True:
+            carried, sums = committed, None
         else:
-            complete = is_complete[:, index]
-            weights = choose_rows(complete, combine(weights, seen, scale=-row_scales[-1]), weights)
+            carried = committed.in_rows(complete, carried)
             sums = choose_rows(complete, zeros_like(seen), seen)
-    return outputs, losses, weights, sums
+    return outputs, losses, carried, sums
 
 
 def _query(

@@ -11,7 +11,7 @@ and the loss gradient at its output; these two *factors* are all that is ever ke
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,6 +46,13 @@ class InnerWeights(NamedTuple):
     @staticmethod
     def from_tensors(tensors: Sequence[Tensor]) -> InnerWeights:
         return InnerWeights(*tensors)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> InnerWeights:
+        return InnerWeights(*[change(tensor) for tensor in self.tensors])
+
+    def for_rows(self, batch_size: int) -> InnerWeights:
+        """The same weights in each of B rows: a leading batch axis, without copies."""
+        return self.map(lambda tensor: tensor.expand(batch_size, *tensor.shape))
 
 
 class InnerNorm(NamedTuple):
@@ -126,7 +133,8 @@ def gradient_sums(factors: GradientFactors, step_sizes: Tensor) -> InnerWeights:
     sums: list[Tensor] = []
     for inputs, gradients in zip(factors.inputs, factors.output_gradients, strict=True):
         scaled = step_sizes * gradients
-        sums += [inputs.mT @ scaled, scaled.sum(dim=-2, keepdim=True)]
+        # A cast only where autocast is let in: what is kept from token to token is not kept in its narrow dtype.
+        sums += [(inputs.mT @ scaled).to(scaled.dtype), scaled.sum(dim=-2, keepdim=True)]
     return InnerWeights.from_tensors(sums)
 
 
@@ -136,11 +144,11 @@ def combine(left: InnerWeights, right: InnerWeights, scale: float | Tensor = 1.0
 
 
 def choose_rows(rows: Tensor, chosen: InnerWeights, otherwise: InnerWeights) -> InnerWeights:
-    """`chosen` in the batch rows where `rows` (B,) is True, `otherwise` elsewhere."""
-    pick = rows[:, None, None, None]
+    """`chosen` in the batch rows where `rows` (B,) is True, `otherwise` elsewhere; tensors (B, ...) of any form."""
+    pick = rows.view(-1, *[1] * (chosen.W1.dim() - 1))
     pairs = zip(chosen.tensors, otherwise.tensors, strict=True)
     return InnerWeights.from_tensors([torch.where(pick, a, b) for a, b in pairs])
 
 
 def zeros_like(weights: InnerWeights) -> InnerWeights:
-    return InnerWeights.from_tensors([torch.zeros_like(tensor) for tensor in weights.tensors])
+    return weights.map(torch.zeros_like)

@@ -5,7 +5,7 @@ Legend: B batch, T time, C hidden size, H heads, d head_dim, b mini-batch size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -13,79 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttt_core import chunked, sequential
+from ttt_core.commit import Carried, Commit
 from ttt_core.config import TTTConfig
 from ttt_core.conv import CausalConv
-from ttt_core.inner_model import InnerNorm, InnerWeights, zeros_like
-from ttt_core.rotary import rotate
-from ttt_core.state import TTTState, conv_channels
+from ttt_core.inner_model import InnerWeights, zeros_like
+from ttt_core.inner_parameters import INITIAL_STD, InnerParameters
+from ttt_core.precision import POLICIES, PrecisionPolicy
+from ttt_core.rotary import rotary_tables, rotate
+from ttt_core.state import TTTState
 
 NORM_EPS = 1e-6
-INITIAL_STD = 0.02
-
-
-class InnerParameters(nn.Module):
-    """Everything the inner loop reads, kept in FP32 at least through every cast of the model around it.
-
-    W1, b1[, W2, b2]: the learned starting weights. norm_weight, norm_bias: (H, d), the inner LayerNorm.
-    step_size_weight (H, C), step_size_bias (H,): the gate of each token's step size.
-    row_offsets: (b,), added to 1/(i+1) to give the row scales c_i.
-    """
-
-    def __init__(self, config: TTTConfig) -> None:
-        super().__init__()
-        heads, d = config.num_heads, config.resolved_head_dim
-        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
-
-        def parameter(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape, dtype=dtype))
-
-        widths = config.inner_widths
-        self.W1, self.b1 = parameter(heads, widths[0], widths[1]), parameter(heads, 1, widths[1])
-        if config.inner_model == "mlp":
-            self.W2, self.b2 = parameter(heads, widths[1], widths[2]), parameter(heads, 1, widths[2])
-        self.norm_weight, self.norm_bias = parameter(heads, d), parameter(heads, d)
-        self.step_size_weight, self.step_size_bias = parameter(heads, config.hidden_size), parameter(heads)
-        self.row_offsets = parameter(config.mini_batch_size)
-        self.is_mlp = config.inner_model == "mlp"
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        for weight in self.weights.tensors[0::2]:
-            nn.init.normal_(weight, std=INITIAL_STD)
-        for bias in self.weights.tensors[1::2]:
-            nn.init.zeros_(bias)
-        nn.init.ones_(self.norm_weight)
-        nn.init.zeros_(self.norm_bias)
-        nn.init.normal_(self.step_size_weight, std=INITIAL_STD)
-        nn.init.zeros_(self.step_size_bias)
-        nn.init.zeros_(self.row_offsets)
-
-    @property
-    def weights(self) -> InnerWeights:
-        return InnerWeights(self.W1, self.b1, self.W2, self.b2) if self.is_mlp else InnerWeights(self.W1, self.b1)
-
-    @property
-    def norm(self) -> InnerNorm:
-        return InnerNorm(self.norm_weight.unsqueeze(1), self.norm_bias.unsqueeze(1))
-
-    @property
-    def row_scales(self) -> Tensor:
-        """c_i = max(0, 1/(i+1) + offset_i), (b,)."""
-        size = self.row_offsets.shape[0]
-        rows = torch.arange(1, size + 1, device=self.row_offsets.device, dtype=self.row_offsets.dtype)
-        return (1.0 / rows + self.row_offsets).clamp_min(0.0)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InnerParameters:
-        """`.to(bfloat16)`, `.half()` and the casts of FSDP and DeepSpeed all pass here: move, but never narrow."""
-
-        def move_without_narrowing(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            if moved.is_floating_point() and moved.element_size() < 4:
-                return tensor.to(device=moved.device, dtype=torch.promote_types(tensor.dtype, torch.float32))
-            return moved
-
-        super()._apply(move_without_narrowing, recurse)
-        return self
 
 
 class _Packed(NamedTuple):
@@ -152,15 +89,23 @@ class TTTLayer(nn.Module):
 
     def initial_state(self, batch_size: int) -> TTTState:
         """State of `batch_size` streams before their first token; gradients reach the learned starting weights."""
-        initial = self.inner.weights
-        weights = InnerWeights.from_tensors([tensor.expand(batch_size, *tensor.shape) for tensor in initial.tensors])
+        initial, policy = self.inner.weights, self.policy
+        working = policy.working_dtype(initial.W1.dtype)
+        stored = initial.map(lambda tensor: policy.store(tensor.to(working)))
+        zeros = initial.map(lambda tensor: torch.zeros_like(tensor, dtype=working))
+        velocity = zeros.map(policy.store).for_rows(batch_size) if self.config.carries_velocity else None
         before = self.config.conv_kernel - 1
         conv = {
             name: initial.W1.new_zeros(batch_size, channels, before)
-            for name, channels in conv_channels(self.config).items()
+            for name, channels in self.config.conv_channels.items()
         }
         count = torch.zeros(batch_size, dtype=torch.int64, device=initial.W1.device)
-        return TTTState(weights, zeros_like(weights), count, conv, initial, self.config)
+        sums = zeros_like(zeros.for_rows(batch_size))
+        return TTTState(stored.for_rows(batch_size), sums, count, conv, initial, self.config, velocity)
+
+    @property
+    def policy(self) -> PrecisionPolicy:
+        return POLICIES[self.config.precision]
 
     def picked_backend(self, tokens: int) -> str:
         """The form a call of that many tokens runs in."""
@@ -220,8 +165,8 @@ class TTTLayer(nn.Module):
             k, conv["conv_k"] = self.conv_k(k, state.conv["conv_k"], lengths)
         v = self.wv(hidden)
 
-        with torch.autocast(device_type=x.device.type, enabled=False):
-            z, losses, weights, sums = self._inner_loop(hidden, (q, k, v), state, lengths, base_lr, is_fresh)
+        with self._autocast_guard(x.device):
+            z, losses, carried, sums = self._inner_loop(hidden, (q, k, v), state, lengths, base_lr, is_fresh)
             z = z.transpose(1, 2).flatten(2)
             z = F.layer_norm(
                 z, z.shape[-1:], self.post_norm.weight.to(z.dtype), self.post_norm.bias.to(z.dtype), NORM_EPS
@@ -232,7 +177,10 @@ class TTTLayer(nn.Module):
         out = self.wo(z)
 
         added = x.shape[1] if lengths is None else lengths
-        after = TTTState(weights, sums, state.count + added, conv, self.inner.weights, self.config)
+        if not self.policy.is_exact:
+            carried = carried.map(self.policy.store)
+        weights, velocity = carried
+        after = TTTState(weights, sums, state.count + added, conv, self.inner.weights, self.config, velocity)
         if packed.place is None:
             return out, losses, after
         assert mask is not None
@@ -243,10 +191,11 @@ class TTTLayer(nn.Module):
     def _inner_loop(
         self, hidden: Tensor, projected: tuple[Tensor, Tensor, Tensor], state: TTTState, lengths: Tensor | None,
         base_lr: float | Tensor | None, is_fresh: bool,
-    ) -> tuple[Tensor, Tensor, InnerWeights, InnerWeights]:  # fmt: skip
-        """From projections to z (B, H, T, d), all of it in the inner parameters' dtype."""
-        inner, config = self.inner, self.config
-        dtype = inner.W1.dtype
+    ) -> tuple[Tensor, Tensor, Carried, InnerWeights]:  # fmt: skip
+        """From projections to z (B, H, T, d), all of it in the policy's working dtype."""
+        config, policy = self.config, self.policy
+        dtype = policy.working_dtype(self.inner.W1.dtype)
+        inner = self.inner.in_dtype(dtype)
         tokens = hidden.shape[1]
         q, k, v = (part.to(dtype).unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2) for part in projected)
 
@@ -254,19 +203,40 @@ class TTTLayer(nn.Module):
         if not is_fresh:
             places = state.count[:, None] + places[None]
         positions = places % config.mini_batch_size if config.rope_positions == "mini_batch" else places
-        q, k = rotate(q, positions, config.rope_theta), rotate(k, positions, config.rope_theta)
+        tables = rotary_tables(positions, self.head_dim, config.rope_theta, dtype)
+        q, k = rotate(q, tables), rotate(k, tables)
 
-        gate = torch.sigmoid(F.linear(hidden.to(dtype), inner.step_size_weight, inner.step_size_bias))
+        gate = torch.sigmoid(F.linear(hidden.to(dtype), inner.gate_weight, inner.gate_bias))
         lr = config.resolved_base_lr if base_lr is None else base_lr
         step_sizes = (lr / self.head_dim * gate).mT.unsqueeze(-1)
 
-        arguments = (q, k, v, step_sizes, state.weights)
-        if self.picked_backend(tokens) == "sequential":
-            return sequential.scan(*arguments, state.sums, state.open_tokens, lengths, inner.row_scales, inner.norm)
-        open_tokens, sums = (None, None) if is_fresh or _none_open(state) else (state.open_tokens, state.sums)
-        return chunked.scan(
-            *arguments, sums, open_tokens, lengths, inner.row_scales, inner.norm, config.checkpoint_group
+        carried = Carried(state.working_weights, state.working_velocity)
+        if is_fresh:  # the same numbers, but no gradient is rounded to the stored dtype on its way to the parameters
+            rounded = self.inner.initial_in(dtype).map(lambda tensor: policy.round(tensor, None))
+            carried = carried._replace(weights=rounded.for_rows(hidden.shape[0]))
+        commit = Commit(
+            config=config, parameters=self.inner, last_row_scale=inner.row_scales[-1], tokens_before=state.count
         )
+        with self._narrow_products(hidden.device):
+            if self.picked_backend(tokens) == "sequential":
+                return sequential.scan(
+                    q, k, v, step_sizes, carried, state.sums, state.open_tokens, lengths, inner.row_scales, inner.norm,
+                    commit,
+                )  # fmt: skip
+            open_tokens, sums = (None, None) if is_fresh or _none_open(state) else (state.open_tokens, state.sums)
+            return chunked.scan(
+                q, k, v, step_sizes, carried, sums, open_tokens, lengths, inner.row_scales, inner.norm, commit,
+                config.checkpoint_group,
+            )  # fmt: skip
+
+    def _autocast_guard(self, device: torch.device) -> AbstractContextManager[object]:
+        """Keeps autocast out of the inner loop, unless the config lets it in on purpose."""
+        return torch.autocast(device.type, enabled=False) if self.config.guards_autocast else nullcontext()
+
+    def _narrow_products(self, device: torch.device) -> AbstractContextManager[object]:
+        """Matrix products in the policy's product dtype: autocast, and nothing else, narrows exactly those."""
+        dtype = self.policy.product_dtype
+        return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
     def _check(self, x: Tensor, state: TTTState | None, mask: Tensor | None) -> None:
         if x.dim() != 3 or x.shape[2] != self.config.hidden_size:
@@ -282,6 +252,12 @@ class TTTLayer(nn.Module):
                     f"an inner parameter is {parameter.dtype}, and must be FP32: something cast it behind the layer's "
                     "back (through .data, or a loader that takes one dtype for all); cast with .to() or .float()"
                 )
+        working = self.policy.working_dtype(self.inner.W1.dtype)
+        if self.policy.product_dtype is not None and working != torch.float32:
+            raise ValueError(
+                f"precision {self.config.precision!r} narrows the products of FP32 numbers, and this layer's inner "
+                f"parameters are {working}: cast the layer with .float(), or choose precision 'fp32' or 'fp64'"
+            )
         if state is None:
             return
         if state.batch_size != x.shape[0]:
@@ -292,9 +268,9 @@ class TTTLayer(nn.Module):
             difference = self.config.state_difference(state.config.state_identity())
             if difference:
                 raise ValueError(f"the state comes from a layer of another config: {'; '.join(difference)}")
-        if state.W1.dtype != self.inner.W1.dtype:
+        if state.working_dtype != working:
             raise ValueError(
-                f"the state is {state.W1.dtype} and this layer's inner parameters are {self.inner.W1.dtype}: cast the "
+                f"the state is {state.working_dtype} and this layer's inner loop runs in {working}: cast the "
                 "layer with .float() or .double() before its first token, not in mid-stream"
             )
 

@@ -6,18 +6,22 @@ import torch
 from torch import Tensor
 
 
-def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
-    """Turn each pair (x_{2m}, x_{2m+1}) of x (B, H, T, d) by positions * theta^(-2m/d).
+def rotary_tables(positions: Tensor, d: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (T, d/2), or (B, 1, T, d/2), of the angles positions * theta^(-2m/d).
 
-    positions: (T,), or (B, T) when rows stand at different places. Angles are computed in FP32 at least, in x's
-    dtype where that is wider.
+    positions: (T,), or (B, T) when rows stand at different places. Angles are computed in FP32 at least, in `dtype`
+    where that is wider.
     """
-    d = x.shape[-1]
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    frequencies = theta ** (-torch.arange(0, d, 2, device=x.device, dtype=dtype) / d)
+    dtype = torch.promote_types(dtype, torch.float32)
+    frequencies = theta ** (-torch.arange(0, d, 2, device=positions.device, dtype=dtype) / d)
     angles = positions.to(dtype).unsqueeze(-1) * frequencies
     if positions.dim() == 2:
         angles = angles.unsqueeze(1)
-    cos, sin = angles.cos(), angles.sin()
-    a, b = x.unflatten(-1, (d // 2, 2)).unbind(-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn each pair (x_{2m}, x_{2m+1}) of x (B, H, T, d) by its angle in the `rotary_tables`."""
+    cos, sin = tables
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)

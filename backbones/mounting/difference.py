@@ -63,7 +63,7 @@ def _identity(model: nn.Module) -> dict[str, Any]:
         "hidden_size": config.hidden_size,
         "layers": list(config.ttt_layers),
         "mode": config.ttt_mode,
-        **{f"ttt.{name}": value for name, value in ttt.state_identity().items()},
+        **{f"ttt.{name}": value for name, value in ttt.parameter_identity().items()},
         "ttt.base_lr": ttt.resolved_base_lr,
         "ttt.use_gate": ttt.use_gate,
         "ttt.projection_bias": ttt.projection_bias,

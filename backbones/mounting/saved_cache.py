@@ -21,9 +21,19 @@ from backbones.mounting.config import read_ttt_config
 from backbones.mounting.host import model_cache, mounted_decoder, ttt_layers
 from backbones.mounting.tensor_file import Shape, TensorFile, differences_from, require_shapes
 from backbones.mounting.window import WindowMemory
-from ttt_core import InnerWeights, TTTLayer, TTTState
+from ttt_core import TTTState
+from ttt_core.config import completed_state_identity
 
-FILE = TensorFile(format="mounted_cache", version=1, content="conversation", writer="save_cache")
+
+def _completed(identity: dict[str, Any]) -> dict[str, Any]:
+    """An identity read from a file, with what those written before there were precision policies do not say."""
+    ttt = identity.get("ttt")
+    return identity | {"ttt": completed_state_identity(ttt)} if isinstance(ttt, dict) else identity
+
+
+FILE = TensorFile(
+    format="mounted_cache", version=1, content="conversation", writer="save_cache", completed_identity=_completed
+)
 
 
 def save_cache(cache: MountedCache, path: str | Path, model: nn.Module) -> None:
@@ -35,7 +45,7 @@ def save_cache(cache: MountedCache, path: str | Path, model: nn.Module) -> None:
     for index, layer in enumerate(cache.layers):
         prefix = f"layers.{index}"
         if isinstance(layer, HoldsTTTState) and layer.state is not None:
-            tensors |= {f"{prefix}.ttt.{name}": tensor for name, tensor in _state_tensors(layer.state).items()}
+            tensors |= {f"{prefix}.ttt.{name}": tensor for name, tensor in layer.state.row_tensors().items()}
         if isinstance(layer, WindowCacheLayer) and layer.memory is not None:
             tensors |= {f"{prefix}.window.{name}": tensor for name, tensor in layer.memory.tensors.items()}
         elif layer.keys is not None and layer.values is not None:
@@ -65,7 +75,9 @@ def load_cache(path: str | Path, model: nn.Module) -> MountedCache:
 
     for index, layer in enumerate(cache.layers):
         if isinstance(layer, HoldsTTTState):
-            layer.store(_state_from(part(f"layers.{index}.ttt."), ttt[index]))
+            held, mixer = part(f"layers.{index}.ttt."), ttt[index]
+            # A reset goes back to the weights that this model has learned, not to those of the model that wrote it.
+            layer.store(TTTState.from_row_tensors(held, mixer.inner.weights, mixer.config))
         if isinstance(layer, WindowCacheLayer):
             layer.remember(WindowMemory(**part(f"layers.{index}.window.")), tokens_seen)
         elif isinstance(layer, TTTCacheLayer):
@@ -101,7 +113,7 @@ def _expected_shapes(model: nn.Module, rows: int, tokens_seen: int) -> dict[str,
     for index, layer in enumerate(model_cache(model).layers):
         prefix = f"layers.{index}"
         if isinstance(layer, HoldsTTTState):
-            one_row = _state_tensors(ttt[index].initial_state(1))
+            one_row = ttt[index].initial_state(1).row_tensors()
             shapes |= {f"{prefix}.ttt.{name}": (rows, *tensor.shape[1:]) for name, tensor in one_row.items()}
         if isinstance(layer, TTTCacheLayer):
             continue
@@ -117,22 +129,6 @@ def _expected_shapes(model: nn.Module, rows: int, tokens_seen: int) -> dict[str,
         kept = min(tokens_seen, layer.sliding_window - 1) if is_sliding else tokens_seen
         shapes |= {f"{prefix}.attention.{name}": (*heads, kept, attention.head_dim) for name in ("keys", "values")}
     return shapes
-
-
-def _state_tensors(state: TTTState) -> dict[str, Tensor]:
-    weights = {f"weights.{name}": t for name, t in zip(InnerWeights._fields, state.weights.tensors, strict=False)}
-    sums = {f"sums.{name}": t for name, t in zip(InnerWeights._fields, state.sums.tensors, strict=False)}
-    return weights | sums | {"count": state.count} | {f"conv.{name}": t for name, t in state.conv.items()}
-
-
-def _state_from(tensors: dict[str, Tensor], layer: TTTLayer) -> TTTState:
-    def weights(prefix: str) -> InnerWeights:
-        names = [name for name in InnerWeights._fields if f"{prefix}.{name}" in tensors]
-        return InnerWeights.from_tensors([tensors[f"{prefix}.{name}"] for name in names])
-
-    conv = {name.removeprefix("conv."): tensor for name, tensor in tensors.items() if name.startswith("conv.")}
-    # A reset goes back to the weights that this model has learned, not to those of the model that wrote the file.
-    return TTTState(weights("weights"), weights("sums"), tensors["count"], conv, layer.inner.weights, layer.config)
 
 
 def _identity(model: nn.Module) -> dict[str, Any]:

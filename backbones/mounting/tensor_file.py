@@ -4,7 +4,7 @@ share. Whatever is wrong with a file is a ValueError that names the file, and th
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,16 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class TensorFile:
-    """A kind of file. format, version: as its metadata says; content, writer: as error messages name them."""
+    """A kind of file. format, version: as its metadata says; content, writer: as error messages name them.
+
+    completed_identity: adds to an identity that was read what files written earlier did not need to say.
+    """
 
     format: str
     version: int
     content: str
     writer: str
+    completed_identity: Callable[[dict[str, Any]], dict[str, Any]] = dict
 
     def write(
         self, path: str | Path, tensors: Mapping[str, Tensor], identity: Mapping[str, Any], facts: Mapping[str, str]
@@ -56,7 +60,7 @@ class TensorFile:
             )
         if metadata.get("version") != str(self.version):
             raise ValueError(f"{path} has version {metadata.get('version')}; this code reads version {self.version}")
-        saved = self._saved_identity(path, metadata)
+        saved = self.completed_identity(self._saved_identity(path, metadata))
         differing = [
             f"{name} is {saved.get(name)!r} there and {value!r} here"
             for name, value in identity.items()
