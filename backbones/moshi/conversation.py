@@ -13,7 +13,7 @@ from torch import Tensor
 
 from backbones.moshi.attention import MountedAttention, ring_capacity
 from backbones.moshi.difference import mounting_identity
-from backbones.moshi.mount import attention_layers
+from backbones.moshi.mount import attention_layers, ttt_layers
 from backbones.moshi.stream_tensors import cpu_offset_of, set_cpu_offset, streaming_states, tensors_of
 from backbones.mounting.tensor_file import TensorFile, require_shapes
 
@@ -82,6 +82,8 @@ def _identity(model: LMGen | LMModel) -> dict[str, Any]:
         **mounting_identity(lm),
         "weights": weights_fingerprint(lm),
     }
+    for ttt in ttt_layers(lm).values():
+        identity |= {"ttt.precision": ttt.config.precision, "ttt.carries_velocity": ttt.config.carries_velocity}
     if isinstance(model, LMGen):
         # Guidance streams every row twice; of the rest, only what shapes or shifts the stream.
         identity |= {"cfg_coef": model.cfg_coef, "cfg_is_no_text": model.cfg_is_no_text}

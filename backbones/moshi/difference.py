@@ -65,7 +65,7 @@ def mounting_identity(lm: LMModel) -> dict[str, Any]:
     }
     if layers:
         config = next(iter(layers.values())).config
-        identity |= {f"ttt.{name}": value for name, value in config.state_identity().items()}
+        identity |= {f"ttt.{name}": value for name, value in config.parameter_identity().items()}
         identity |= {
             "ttt.base_lr": config.resolved_base_lr,
             "ttt.use_gate": config.use_gate,

@@ -20,11 +20,16 @@ from experiments.harness.arm_process import RUN_FILE, is_finished, work
 from experiments.harness.outcomes import OUTCOME_FILE, Outcome, read_outcome
 from experiments.harness.study import ArmTask, Study
 
+# What every arm's process needs whatever it does; MLflow's store alone takes a second to import.
+PRELOADED = ("experiments.harness.arm_process", "mlflow.store.tracking.sqlalchemy_store")
+
 
 def prepare_processes(study: Study) -> None:
     """Starts the server that arms are forked from; its imports then run beside the building of the data."""
+    # Otherwise a preloaded module that asks whether there is a GPU would open it in the server, and no fork could.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["experiments.harness.arm_process", *study.preloads])
+    context.set_forkserver_preload([*PRELOADED, *study.preloads])
     ensure_running()
 
 

@@ -1,4 +1,4 @@
-"""Does TTT with mini-batches of 64 cost a stream a wait of 64 tokens, 5.12 s? One token per call against one call (C12)."""
+"""Must a stream wait for TTT's mini-batch of 64, 5.12 s? One token a call against one call for all (claim C12)."""
 
 from __future__ import annotations
 
