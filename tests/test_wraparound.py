@@ -11,15 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from experiments.fact_streams import reading
 from experiments.fact_streams.generate import FactStreams, draw_streams
+from experiments.fact_streams.measures import StreamMeasures, measure_streams, words_before
 from experiments.fact_streams.spec import FactStreamSpec
+from experiments.harness.estimates import estimate
 from experiments.harness.study import SCALES
 from experiments.recipes import RECIPES
 from experiments.wraparound import viewing
 from experiments.wraparound.configuration import Training, View, WraparoundExperiment
-from experiments.wraparound.measures import ViewMeasures, measure_view, words_before
 from experiments.wraparound.models import build_trained, build_viewed
-from experiments.wraparound.results import ViewResult, estimate
+from experiments.wraparound.results import ViewResult
 from experiments.wraparound.signatures import (
     EXPLANATIONS,
     SYMPTOMS,
@@ -74,8 +76,8 @@ def test_streaming_is_the_batched_model_before_at_and_after_the_wrap(name: str) 
     experiment = smoke()
     training = experiment.training(name)
     lm = build_viewed(experiment, training, training.window, training.sinks, weights_of(training))
-    batched = viewing.batched_logits(lm, streams().codes)
-    streamed = viewing.streamed_logits(lm, streams().codes)
+    batched = reading.batched_logits(lm, streams().codes)
+    streamed = reading.streamed_logits(lm, streams().codes)
     torch.testing.assert_close(streamed, batched, rtol=0, atol=1e-5 * float(batched.abs().max()))
 
 
@@ -84,14 +86,14 @@ def test_a_recomputed_position_is_a_fresh_model_on_the_last_positions_alone() ->
     training, window = experiment.training("attention-inside"), experiment.model.context
     lm = build_viewed(experiment, training, window, 0, weights_of(training))
     recomputed = viewing.recomputed_logits(lm, streams().codes, window, has_start_token=False)
-    inputs = viewing.model_inputs(lm, streams().codes)
+    inputs = reading.model_inputs(lm, streams().codes)
     for position in (0, 5, window - 1, window, 2 * window + 1, POSITIONS - 1):
         alone = lm.forward_text(inputs[:, :, max(0, position - window + 1) : position + 1])[1][:, 0, -1]
         torch.testing.assert_close(recomputed[:, position], alone, rtol=1e-5, atol=1e-5)
     started = viewing.recomputed_logits(lm, streams().codes, window)
-    fresh = viewing.streamed_logits(lm, streams().codes[:, :, POSITIONS - window :])  # begins with the start token
+    fresh = reading.streamed_logits(lm, streams().codes[:, :, POSITIONS - window :])  # begins with the start token
     torch.testing.assert_close(started[:, -1], fresh[:, -1], rtol=1e-5, atol=1e-5)
-    plain = viewing.batched_logits(lm, streams().codes)
+    plain = reading.batched_logits(lm, streams().codes)
     assert torch.allclose(plain[:, :window], recomputed[:, :window], atol=1e-5)
     assert not torch.allclose(plain[:, window:], recomputed[:, window:], atol=1e-3)
 
@@ -101,7 +103,7 @@ def test_positions_hidden_early_are_seen_until_then_and_never_after() -> None:
     training, window = experiment.training("attention-inside"), experiment.model.context
     lm = build_viewed(experiment, training, window, 0, weights_of(training))
     inside = streams().codes[:, :, :window]
-    plain = viewing.batched_logits(lm, inside)
+    plain = reading.batched_logits(lm, inside)
     hidden = viewing.first_positions_hidden_logits(lm, inside, hidden=2, hides_from=4)
     torch.testing.assert_close(hidden[:, :4], plain[:, :4], rtol=1e-5, atol=1e-5)
     assert not torch.allclose(hidden[:, 4:], plain[:, 4:], atol=1e-3)
@@ -116,7 +118,7 @@ def test_resetting_the_ttt_state_starts_the_layer_anew_and_leaves_attention_alon
     lm = build_viewed(experiment, training, training.window, 0, weights)
     codes = streams().codes
     never = viewing.ttt_state_reset_logits(lm, codes, every=10_000)
-    torch.testing.assert_close(never, viewing.streamed_logits(lm, codes))
+    torch.testing.assert_close(never, reading.streamed_logits(lm, codes))
     every = viewing.ttt_state_reset_logits(lm, codes, every=16)
     torch.testing.assert_close(every[:, :16], never[:, :16])
     assert not torch.allclose(every[:, 16:], never[:, 16:], atol=1e-3)
@@ -127,14 +129,14 @@ def test_what_the_model_says_itself_is_what_it_then_reads() -> None:
     training = experiment.training("attention-inside")
     lm = build_viewed(experiment, training, training.window, 0, weights_of(training))
     heard = streams()
-    logits, said = viewing.free_running(lm, heard, seed=2)
+    logits, said = reading.free_running(lm, heard, seed=2)
     assert said.shape == heard.text.shape
     own = heard.codes.clone()
     own[:, 0] = said
-    forced = viewing.batched_logits(lm, own)
+    forced = reading.batched_logits(lm, own)
     torch.testing.assert_close(logits, forced, rtol=0, atol=1e-5 * float(forced.abs().max()))
-    assert torch.equal(said, viewing.free_running(lm, heard, seed=2)[1])
-    assert not torch.equal(said, viewing.free_running(lm, heard, seed=3)[1])
+    assert torch.equal(said, reading.free_running(lm, heard, seed=2)[1])
+    assert not torch.equal(said, reading.free_running(lm, heard, seed=3)[1])
 
 
 def test_words_before_skip_answers_and_tokens_that_are_no_words() -> None:
@@ -156,11 +158,11 @@ def test_measures_of_a_model_that_knows_the_grammar_and_of_one_that_knows_nothin
     )
     knowing[drawn.is_answer] = torch.nn.functional.one_hot(drawn.text, spec.text_tokens).float()[drawn.is_answer] * 50
     edges = (0, 16, 64, 128), (0, 8, 128)
-    measured = measure_view(knowing, None, drawn, spec, *edges, near=5)
+    measured = measure_streams(knowing, None, drawn, spec, *edges, near=5)
     assert measured.word_loss_between(16, 128) == pytest.approx(spec.word_entropy_nats, abs=0.03)
     assert measured.legal_between(0, 128) == pytest.approx(1.0)
     assert measured.recall_between(0, 128) == 1.0
-    nothing = measure_view(torch.zeros_like(knowing), None, drawn, spec, *edges, near=5)
+    nothing = measure_streams(torch.zeros_like(knowing), None, drawn, spec, *edges, near=5)
     assert nothing.word_loss_between(0, 128) == pytest.approx(math.log(spec.text_tokens), rel=1e-5)
     assert nothing.legal_between(0, 128) == pytest.approx(3 / spec.text_tokens, rel=1e-5)
     assert nothing.recall_between(0, 128) < 0.3
@@ -172,9 +174,9 @@ def test_measures_of_a_model_that_knows_the_grammar_and_of_one_that_knows_nothin
 
 def test_saved_measures_are_the_measures(tmp_path: Path) -> None:
     logits = torch.randn(3, POSITIONS, smoke().stream.text_tokens)
-    measured = measure_view(logits, None, streams(), smoke().stream, (0, 8, 37), (0, 8, 37), 4)
+    measured = measure_streams(logits, None, streams(), smoke().stream, (0, 8, 37), (0, 8, 37), 4)
     measured.save(tmp_path / "measures.npz")
-    loaded = ViewMeasures.load(tmp_path / "measures.npz")
+    loaded = StreamMeasures.load(tmp_path / "measures.npz")
     assert loaded.position_edges == (0, 8, 37)
     numpy.testing.assert_array_equal(loaded.word_loss_sums, measured.word_loss_sums)
     assert loaded.metrics() == measured.metrics()
@@ -203,7 +205,7 @@ def planted(
             ones = numpy.ones((2, len(means)))
             asked = numpy.full((2, len(recalls)), 10.0)
             measures.append(
-                ViewMeasures(
+                StreamMeasures(
                     position_edges=plan.position_edges, distance_edges=plan.distance_edges,
                     word_loss_sums=numpy.array([means, means]) + 0.001 * seed, legal_sums=0.9 * ones, word_counts=ones,
                     recalled=asked * numpy.array(recalls), asked=asked, answer_loss_sums=asked,

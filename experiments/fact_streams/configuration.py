@@ -1,4 +1,4 @@
-"""How a small language model is trained on fact streams."""
+"""A small language model for fact streams, and how it is trained on them."""
 
 from __future__ import annotations
 
@@ -67,3 +67,18 @@ class StreamTraining(OptimiserPlan):
                 return number, stage, inside
             inside -= stage.steps
         raise ValueError(f"there are {self.steps} steps; step {step} lies behind the last")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSizes:
+    """A small full-duplex model of the moshi package: Moshi's temporal transformer without a depth transformer.
+
+    context: positions of its ring and of its attention, C in what follows.
+    """
+
+    dim: int
+    num_heads: int
+    num_layers: int
+    hidden_scale: float = 4.125
+    max_period: int = 10000
+    context: int

@@ -21,11 +21,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from experiments.fact_streams.configuration import StreamStage, StreamTraining
+from experiments.fact_streams.configuration import ModelSizes, StreamStage, StreamTraining
 from experiments.fact_streams.spec import FactStreamSpec
 from experiments.harness.study import Scale
 from experiments.wraparound.configuration import (
-    ModelSizes,
     Training,
     View,
     ViewPlan,

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from experiments.fact_streams.configuration import StreamTraining
+from experiments.fact_streams.configuration import ModelSizes, StreamTraining
 from experiments.fact_streams.spec import FactStreamSpec
 from experiments.harness.identity import plain_values
 from experiments.harness.study import Scale
@@ -17,21 +17,6 @@ from ttt_core.mounting import MountMode
 MECHANICS = "mechanics"
 TrainedLength = Literal["inside", "past"]
 ViewKind = Literal["batched", "streamed", "recomputed", "first_positions_hidden", "free_running", "ttt_state_reset"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSizes:
-    """A small full-duplex model of the moshi package: Moshi's temporal transformer without a depth transformer.
-
-    context: positions of its ring and of its attention, C in what follows.
-    """
-
-    dim: int
-    num_heads: int
-    num_layers: int
-    hidden_scale: float = 4.125
-    max_period: int = 10000
-    context: int
 
 
 @dataclass(frozen=True, kw_only=True)

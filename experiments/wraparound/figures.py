@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.harness import metric_names as names
+from experiments.harness.estimates import Estimate
 from experiments.wraparound.configuration import WraparoundExperiment
-from experiments.wraparound.results import Estimate, ViewResult
+from experiments.wraparound.results import ViewResult
 
 RESOLUTION_DOTS_PER_INCH = 130
 MAIN_ARMS = {

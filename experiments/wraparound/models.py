@@ -6,30 +6,9 @@ import torch
 from moshi.models.lm import LMModel
 from torch import Tensor
 
-from backbones.moshi import MoshiConfig, build_lm, mount
-from experiments.fact_streams.spec import FactStreamSpec
-from experiments.wraparound.configuration import ModelSizes, Training, WraparoundExperiment
-
-
-def moshi_config(sizes: ModelSizes, stream: FactStreamSpec, window: int | None) -> MoshiConfig:
-    """Moshi's temporal transformer in small: one text stream that is said and two that are heard."""
-    return MoshiConfig(
-        dim=sizes.dim,
-        num_heads=sizes.num_heads,
-        num_layers=sizes.num_layers,
-        hidden_scale=sizes.hidden_scale,
-        max_period=sizes.max_period,
-        norm="rms_norm_f32",
-        gating="silu",
-        positional_embedding="rope",
-        context=window,
-        n_q=2,
-        dep_q=0,
-        delays=(0, 0, 0),
-        card=stream.heard_codes,
-        text_card=stream.text_tokens,
-        existing_text_padding_id=0,
-    )
+from backbones.moshi import build_lm, mount
+from experiments.fact_streams.models import moshi_config
+from experiments.wraparound.configuration import Training, WraparoundExperiment
 
 
 def build_trained(experiment: WraparoundExperiment, training: Training) -> LMModel:

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.harness import metric_names as names
+from experiments.harness.estimates import estimate
 from experiments.harness.study import FinishedArm, Report
 from experiments.harness.text_table import aligned, human_bytes
 from experiments.wraparound.configuration import WraparoundExperiment
 from experiments.wraparound.figures import draw_all
-from experiments.wraparound.results import ViewResult, estimate, read_views
+from experiments.wraparound.results import ViewResult, read_views
 from experiments.wraparound.signatures import (
     COLUMNS,
     EXPLANATIONS,

@@ -1,4 +1,4 @@
-"""Finished views of all seeds, as the report reads them, and means over seeds with their intervals."""
+"""Finished views of all seeds, as the report reads them."""
 
 from __future__ import annotations
 
@@ -7,43 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy
-from scipy import stats
-
+from experiments.fact_streams.measures import StreamMeasures
 from experiments.harness import tracking
 from experiments.harness.arm_process import is_finished
+from experiments.harness.estimates import Estimate, estimate
 from experiments.harness.outcomes import read_outcome
 from experiments.harness.study import FinishedArm
 from experiments.wraparound.configuration import View, WraparoundExperiment
-from experiments.wraparound.measures import ViewMeasures
 from experiments.wraparound.training import MEASURES_FILE
-
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A mean over seeds and its 95 % interval (Student's t); the interval is NaN where there is one seed only."""
-
-    mean: float
-    low: float
-    high: float
-    seeds: int
-
-    def __str__(self) -> str:
-        if math.isnan(self.low):
-            return f"{self.mean:+.3f} (1 seed)"
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """Of one value a seed. NaN where any of them is."""
-    found = numpy.asarray(values, dtype=numpy.float64)
-    mean = float(found.mean()) if len(found) else math.nan
-    if len(found) < 2 or math.isnan(mean):
-        return Estimate(mean=mean, low=math.nan, high=math.nan, seeds=len(found))
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(found) - 1) * stats.sem(found))
-    return Estimate(mean=mean, low=mean - half, high=mean + half, seeds=len(found))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +23,7 @@ class ViewResult:
 
     view: View
     seeds: tuple[int, ...]
-    measures: tuple[ViewMeasures, ...]
+    measures: tuple[StreamMeasures, ...]
     metrics: tuple[dict[str, float], ...]
 
     def metric(self, name: str) -> Estimate:
@@ -76,7 +47,7 @@ def read_views(experiment: WraparoundExperiment, finished: Sequence[FinishedArm]
             results[view.name] = ViewResult(
                 view=view,
                 seeds=tuple(seed for seed, _ in rows),
-                measures=tuple(ViewMeasures.load(path / MEASURES_FILE) for _, path in rows),
+                measures=tuple(StreamMeasures.load(path / MEASURES_FILE) for _, path in rows),
                 metrics=tuple(_logged(uri, path) for _, path in rows),
             )
     return results

@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from experiments.fact_streams.measures import StreamMeasures
 from experiments.harness import metric_names as names
+from experiments.harness.estimates import Estimate, estimate
 from experiments.wraparound.configuration import WraparoundExperiment
-from experiments.wraparound.measures import ViewMeasures
-from experiments.wraparound.results import Estimate, ViewResult, estimate
+from experiments.wraparound.results import ViewResult
 
 SHARE_THAT_COUNTS = 0.5
 RECALL_THAT_COUNTS = 0.25
@@ -35,9 +36,9 @@ class Symptom:
 
     name: str
     unit: str
-    value: Callable[[ViewMeasures, int, int], float]
+    value: Callable[[StreamMeasures, int, int], float]
     counts_above: float
-    free_running: Callable[[ViewMeasures, int, int], float]
+    free_running: Callable[[StreamMeasures, int, int], float]
 
 
 SYMPTOMS = (

@@ -9,7 +9,9 @@ from moshi.models.lm import LMModel
 from torch import Tensor
 
 from backbones.moshi import describe, ttt_layers
+from experiments.fact_streams import reading
 from experiments.fact_streams.generate import FactStreams, draw_streams
+from experiments.fact_streams.measures import StreamMeasures, measure_streams
 from experiments.fact_streams.module import FactStreamData, FactStreamModule, stage_spec
 from experiments.fact_streams.spec import FactStreamSpec
 from experiments.harness import metric_names as names
@@ -25,7 +27,6 @@ from experiments.harness.study import ArmWork
 from experiments.harness.tracking import RunLogger
 from experiments.wraparound import viewing
 from experiments.wraparound.configuration import MECHANICS, Training, View, WraparoundExperiment
-from experiments.wraparound.measures import ViewMeasures, measure_view
 from experiments.wraparound.mechanics_arm import run_mechanics
 from experiments.wraparound.models import build_trained, build_viewed
 from ttt_core import TTTMonitor
@@ -141,16 +142,16 @@ def _memory(lm: LMModel) -> dict[str, float]:
 
 def measure(
     experiment: WraparoundExperiment, training: Training, view: View, weights: dict[str, Tensor], streams: FactStreams
-) -> tuple[ViewMeasures, dict[str, float]]:
+) -> tuple[StreamMeasures, dict[str, float]]:
     """The view's measures, and what only its kind has to tell."""
     lm = build_viewed(experiment, training, view.window, view.sinks, weights)
     plan, said, extra = experiment.view_plan, None, dict[str, float]()
     if view.kind == "batched":
-        logits = viewing.batched_logits(lm, streams.codes)
+        logits = reading.batched_logits(lm, streams.codes)
     elif view.kind == "streamed":
-        logits = viewing.streamed_logits(lm, streams.codes)
+        logits = reading.streamed_logits(lm, streams.codes)
         extra = {
-            names.STREAMED_AGAINST_BATCHED: _relative_difference(viewing.batched_logits(lm, streams.codes), logits)
+            names.STREAMED_AGAINST_BATCHED: _relative_difference(reading.batched_logits(lm, streams.codes), logits)
         }
     elif view.kind == "recomputed":
         assert view.window is not None
@@ -164,8 +165,8 @@ def measure(
         assert view.reset_every is not None
         logits = viewing.ttt_state_reset_logits(lm, streams.codes, view.reset_every)
     else:
-        logits, said = viewing.free_running(lm, streams, experiment.seed)
-    measures = measure_view(
+        logits, said = reading.free_running(lm, streams, experiment.seed)
+    measures = measure_streams(
         logits, said, streams, experiment.stream, plan.position_edges, plan.distance_edges, plan.near
     )
     return measures, extra

@@ -1,49 +1,20 @@
-"""Runs a trained model over long streams in every way that a view can ask for.
+"""Ways of running a trained model over long streams that only this experiment needs.
 
 Legend: N streams, T positions, V text tokens, C window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from moshi.models.lm import LMGen, LMModel
+from moshi.models.lm import LMModel
 from moshi.modules.transformer import KVCacheResult, RingKVCache, StreamingMultiheadAttention
 from torch import Tensor
 
 from backbones.moshi.mount import ttt_modules
-from experiments.fact_streams.generate import FactStreams
+from experiments.fact_streams.reading import model_inputs, streamed_logits
 
 WINDOWS_AT_ONCE = 2048
 """Windows recomputed together: bounds the memory of the recomputed view."""
-
-
-def model_inputs(lm: LMModel, codes: Tensor) -> Tensor:
-    """(N, streams, T): what the model reads at every position, its initial token first. codes (N, streams, T)."""
-    return torch.cat([lm._get_initial_token().expand(codes.shape[0], -1, -1), codes[:, :, :-1]], dim=2)
-
-
-@torch.no_grad()
-def streamed_logits(lm: LMModel, codes: Tensor, before_step: Callable[[int], None] | None = None) -> Tensor:
-    """(N, T, V) text logits, teacher-forced, one position a call through the package's streaming.
-
-    before_step: called with the position before each call, while the model streams.
-    """
-    inputs = model_inputs(lm, codes)
-    logits = []
-    with lm.streaming(codes.shape[0]):
-        for position in range(codes.shape[2]):
-            if before_step is not None:
-                before_step(position)
-            logits.append(lm.forward_text(inputs[:, :, position : position + 1])[1][:, 0])
-    return torch.cat(logits, dim=1)
-
-
-@torch.no_grad()
-def batched_logits(lm: LMModel, codes: Tensor) -> Tensor:
-    """(N, T, V) text logits, teacher-forced, all positions in one call."""
-    return lm.forward_text(model_inputs(lm, codes))[1][:, 0]
 
 
 @torch.no_grad()
@@ -112,25 +83,3 @@ def ttt_state_reset_logits(lm: LMModel, codes: Tensor, every: int) -> Tensor:
             state.reset(torch.ones_like(state.exec_mask))
 
     return streamed_logits(lm, codes, reset)
-
-
-@torch.no_grad()
-def free_running(lm: LMModel, streams: FactStreams, seed: int) -> tuple[Tensor, Tensor]:
-    """Logits (N, T, V) and the text (N, T) that the model says itself, while it hears what the streams hold.
-
-    Through the package's own `LMGen`, sampling from the model's distribution as it is (temperature 1, all tokens).
-    """
-    seen: list[Tensor] = []
-    generator = LMGen(lm, use_sampling=True, temp_text=1.0, top_k_text=0, on_text_logits_hook=seen.append)
-    heard = streams.codes[:, 1:]
-    said: list[Tensor] = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        with generator.streaming(len(streams)):
-            for position in range(heard.shape[2]):
-                # What a call is given is read at its own offset: the position before, and nothing at the first.
-                given = heard[:, :, max(position - 1, 0)].unsqueeze(2)
-                out = generator.step(given)
-                assert out is not None
-                said.append(out[:, 0])
-    return torch.cat([logits[:, 0] for logits in seen], dim=1), torch.cat(said, dim=1)

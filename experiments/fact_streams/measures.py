@@ -1,4 +1,4 @@
-"""What is measured of one view: losses and recalls stream by stream, so that arms can be compared pair by pair.
+"""What is measured of a model on fact streams: losses and recalls stream by stream, so that arms are compared in pairs.
 
 Legend: N streams, T positions, V text tokens.
 """
@@ -22,7 +22,7 @@ Floats = NDArray[numpy.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewMeasures:
+class StreamMeasures:
     """Sums over every stream's buckets; each array is (N, buckets).
 
     word_loss_sums, word_counts: nats of words by position (NaN sums where the text was not given but said).
@@ -88,17 +88,17 @@ class ViewMeasures:
         numpy.savez_compressed(path, **{name: numpy.asarray(value) for name, value in vars(self).items()})
 
     @staticmethod
-    def load(path: Path) -> ViewMeasures:
+    def load(path: Path) -> StreamMeasures:
         with numpy.load(path) as stored:
             arrays = {name: stored[name] for name in stored.files}
         edges = {name: tuple(arrays.pop(name).tolist()) for name in ("position_edges", "distance_edges")}
-        return ViewMeasures(**edges, **arrays)
+        return StreamMeasures(**edges, **arrays)
 
 
-def measure_view(
+def measure_streams(
     logits: Tensor, said: Tensor | None, streams: FactStreams, spec: FactStreamSpec,
     position_edges: tuple[int, ...], distance_edges: tuple[int, ...], near: int,
-) -> ViewMeasures:  # fmt: skip
+) -> StreamMeasures:  # fmt: skip
     """Measures of logits (N, T', V) over the first T' positions of the streams.
 
     said: (N, T') the text that the model read back, where it was its own; None where it was the streams' text. Of its
@@ -127,7 +127,7 @@ def measure_view(
         return _bucket_sums(distances, values, is_answer, distance_edges)
 
     ones = torch.ones_like(losses)
-    return ViewMeasures(
+    return StreamMeasures(
         position_edges=position_edges,
         distance_edges=distance_edges,
         word_loss_sums=by_position(losses if said is None else torch.full_like(losses, torch.nan)),
