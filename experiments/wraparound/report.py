@@ -11,8 +11,11 @@ from experiments.harness import metric_names as names
 from experiments.harness.estimates import estimate
 from experiments.harness.study import FinishedArm, Report
 from experiments.harness.text_table import aligned, human_bytes
-from experiments.wraparound.configuration import WraparoundExperiment
+from experiments.wraparound.claimed import CLAIMED
+from experiments.wraparound.configuration import MECHANICS, WraparoundExperiment
 from experiments.wraparound.figures import draw_all
+from experiments.wraparound.mechanics_arm import ARRAYS_FILE
+from experiments.wraparound.mechanics_figure import draw_mechanics
 from experiments.wraparound.results import ViewResult, read_views
 from experiments.wraparound.signatures import (
     COLUMNS,
@@ -33,7 +36,7 @@ def report_wraparound(
 ) -> Report:
     """The table of views, and for each training length which explanation matches."""
     views = read_views(experiment, finished, uri)
-    tables = [_failures(finished), _view_table(experiment, views)]
+    tables = [_failures(finished), _claimed_table(finished), _view_table(experiment, views)]
     metrics: dict[str, float] = {}
     rows: list[dict[str, object]] = []
     for length in LENGTHS:
@@ -46,6 +49,9 @@ def report_wraparound(
                 rows += _signature_rows(length, symptom, observations)
     files = [_write_csv(folder / "signatures.csv", rows)] if rows else []
     figures = draw_all(folder / "figures", experiment, views) if views else []
+    arrays = folder / MECHANICS / ARRAYS_FILE
+    if arrays.is_file():
+        figures.append(draw_mechanics(folder / "figures" / "mechanics.png", arrays))
     return Report(table="\n\n".join(table for table in tables if table), figures=figures, files=files, metrics=metrics)
 
 
@@ -56,6 +62,15 @@ def _failures(finished: Sequence[FinishedArm]) -> str:
         if arm.outcome is None or arm.outcome.status != "FINISHED"
     ]
     return "\n".join(lines)
+
+
+def _claimed_table(finished: Sequence[FinishedArm]) -> str:
+    """Claimed numbers beside the mechanics'; nothing where the mechanics were not run."""
+    runs = [arm.run for arm in finished if arm.name == MECHANICS and arm.run is not None and arm.run.metrics]
+    if not runs:
+        return ""
+    rows = [[row.claim, row.claimed, row.measured(runs[0].metrics)] for row in CLAIMED]
+    return aligned([["claim", "claimed", "measured"], *rows], text_columns=3)
 
 
 def _view_table(experiment: WraparoundExperiment, views: Mapping[str, ViewResult]) -> str:
@@ -108,7 +123,7 @@ def _signature_table(
     for verdict in verdicts:
         told = [f"not {column}" for column in verdict.against] or [f"open {column}" for column in verdict.open_columns]
         judged.append([verdict.explanation, verdict.result, ", ".join(told)])
-    return f"{aligned(observed)}\n\n{aligned(judged)}"
+    return f"{aligned(observed)}\n\n{aligned(judged, text_columns=3)}"
 
 
 def _signature_metrics(
