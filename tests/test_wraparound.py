@@ -71,7 +71,9 @@ def test_every_scale_is_a_whole_experiment_with_every_arm_of_the_protocol(scale:
             build_trained(config, training)
 
 
-@pytest.mark.parametrize("name", ["attention-inside", "attention-sinks-past", "ttt-past", "ttt-and-window-past"])
+@pytest.mark.parametrize(
+    "name", ["attention-trained-inside", "sinks-trained-past", "ttt-trained-past", "ttt-and-window-trained-past"]
+)
 def test_streaming_is_the_batched_model_before_at_and_after_the_wrap(name: str) -> None:
     experiment = smoke()
     training = experiment.training(name)
@@ -83,7 +85,7 @@ def test_streaming_is_the_batched_model_before_at_and_after_the_wrap(name: str) 
 
 def test_a_recomputed_position_is_a_fresh_model_on_the_last_positions_alone() -> None:
     experiment = smoke()
-    training, window = experiment.training("attention-inside"), experiment.model.context
+    training, window = experiment.training("attention-trained-inside"), experiment.model.context
     lm = build_viewed(experiment, training, window, 0, weights_of(training))
     recomputed = viewing.recomputed_logits(lm, streams().codes, window, has_start_token=False)
     inputs = reading.model_inputs(lm, streams().codes)
@@ -100,7 +102,7 @@ def test_a_recomputed_position_is_a_fresh_model_on_the_last_positions_alone() ->
 
 def test_positions_hidden_early_are_seen_until_then_and_never_after() -> None:
     experiment = smoke()
-    training, window = experiment.training("attention-inside"), experiment.model.context
+    training, window = experiment.training("attention-trained-inside"), experiment.model.context
     lm = build_viewed(experiment, training, window, 0, weights_of(training))
     inside = streams().codes[:, :, :window]
     plain = reading.batched_logits(lm, inside)
@@ -113,7 +115,7 @@ def test_positions_hidden_early_are_seen_until_then_and_never_after() -> None:
 
 def test_resetting_the_ttt_state_starts_the_layer_anew_and_leaves_attention_alone() -> None:
     experiment = smoke()
-    training = experiment.training("ttt-past")
+    training = experiment.training("ttt-trained-past")
     weights = weights_of(training)
     lm = build_viewed(experiment, training, training.window, 0, weights)
     codes = streams().codes
@@ -126,7 +128,7 @@ def test_resetting_the_ttt_state_starts_the_layer_anew_and_leaves_attention_alon
 
 def test_what_the_model_says_itself_is_what_it_then_reads() -> None:
     experiment = smoke()
-    training = experiment.training("attention-inside")
+    training = experiment.training("attention-trained-inside")
     lm = build_viewed(experiment, training, training.window, 0, weights_of(training))
     heard = streams()
     logits, said = reading.free_running(lm, heard, seed=2)
@@ -212,7 +214,7 @@ def planted(
                     near_recalled=0.95 * ones, near_asked=ones,
                 )
             )  # fmt: skip
-        view = View(name=f"{name}-inside", training="attention-inside", kind="batched", window=context)
+        view = View(name=f"{name}-inside", training="attention-trained-inside", kind="batched", window=context)
         agreement = {"agreement/streamed_against_batched_relative_difference": 1e-6}
         results[view.name] = ViewResult(
             view=view, seeds=(0, 1, 2), measures=tuple(measures), metrics=(agreement, agreement, agreement)

@@ -4,12 +4,13 @@ Small full-duplex models of the moshi package hear facts (a key, a value) and sa
 question makes them answer with the value. The grammar needs three positions of memory and its entropy is the same
 everywhere, so local loss by position shows damage and nothing else; recall by distance shows what is remembered.
 
-Trainings, each on streams inside the context ("inside", at most C positions) or past it ("past", several times C):
-attention             Moshi's attention; inside C every window of C or more is the same model
-attention-sinks       the same with four pinned first positions (past only)
-attention-full        the same without a window (past only)
-ttt                   TTT in the place of the top layer's attention, the window below
-ttt-and-window        TTT beside the top layer's attention (gated), the window everywhere
+Trainings, each on streams inside the context ("...-trained-inside", at most C positions) or past it ("...-past",
+several times C):
+attention         Moshi's attention; inside C every window of C or more is the same model
+sinks             the same with four pinned first positions (past only)
+full-attention    the same without a window (past only)
+ttt               TTT in the place of the top layer's attention, the window below
+ttt-and-window    TTT beside the top layer's attention (gated), the window everywhere
 
 Every trained model is then run over streams of 64 C positions in the ways of the protocol, each an MLflow run: the ring
 as the package has it, the window's mask, pinned sinks, no window, other windows, the cache recomputed from the last C
@@ -80,24 +81,24 @@ def kv_wraparound(*, scale: Scale, seed: int) -> WraparoundExperiment:
 
 def _trainings(context: int, ttt: TTTConfig) -> tuple[Training, ...]:
     return (
-        Training(name="attention-inside", length="inside", window=context),
-        Training(name="attention-past", length="past", window=context),
-        Training(name="attention-sinks-past", length="past", window=context, sinks=SINKS),
-        Training(name="attention-full-past", length="past", window=None),
-        Training(name="ttt-inside", length="inside", window=context, ttt=ttt),
-        Training(name="ttt-past", length="past", window=context, ttt=ttt),
-        Training(name="ttt-and-window-inside", length="inside", window=context, ttt=ttt, mode="gated"),
-        Training(name="ttt-and-window-past", length="past", window=context, ttt=ttt, mode="gated"),
+        Training(name="attention-trained-inside", length="inside", window=context),
+        Training(name="attention-trained-past", length="past", window=context),
+        Training(name="sinks-trained-past", length="past", window=context, sinks=SINKS),
+        Training(name="full-attention-trained-past", length="past", window=None),
+        Training(name="ttt-trained-inside", length="inside", window=context, ttt=ttt),
+        Training(name="ttt-trained-past", length="past", window=context, ttt=ttt),
+        Training(name="ttt-and-window-trained-inside", length="inside", window=context, ttt=ttt, mode="gated"),
+        Training(name="ttt-and-window-trained-past", length="past", window=context, ttt=ttt, mode="gated"),
     )
 
 
 def _views(context: int, reset_every: int) -> tuple[View, ...]:
     views: list[View] = []
     for length in ("inside", "past"):
-        attention = f"attention-{length}"
+        attention = f"attention-trained-{length}"
         # Inside the context a window of C, sinks before it and no window at all are one and the same model.
-        with_sinks = attention if length == "inside" else "attention-sinks-past"
-        without_window = attention if length == "inside" else "attention-full-past"
+        with_sinks = attention if length == "inside" else "sinks-trained-past"
+        without_window = attention if length == "inside" else "full-attention-trained-past"
         views += [
             View(name=f"ring-{length}", training=attention, kind="streamed", window=context),
             View(name=f"window-{length}", training=attention, kind="batched", window=context),
@@ -116,19 +117,22 @@ def _views(context: int, reset_every: int) -> tuple[View, ...]:
                 hidden=SINKS,
             ),
             View(name=f"free-{length}", training=attention, kind="free_running", window=context),
-            View(name=f"ttt-{length}", training=f"ttt-{length}", kind="streamed", window=context),
-            View(name=f"free-ttt-{length}", training=f"ttt-{length}", kind="free_running", window=context),
+            View(name=f"ttt-{length}", training=f"ttt-trained-{length}", kind="streamed", window=context),
+            View(name=f"free-ttt-{length}", training=f"ttt-trained-{length}", kind="free_running", window=context),
             View(
-                name=f"ttt-reset-{length}", training=f"ttt-{length}", kind="ttt_state_reset", window=context,
+                name=f"ttt-reset-{length}", training=f"ttt-trained-{length}", kind="ttt_state_reset", window=context,
                 reset_every=reset_every if length == "past" else context,
             ),
             View(
-                name=f"ttt-and-window-{length}", training=f"ttt-and-window-{length}", kind="streamed", window=context
+                name=f"ttt-and-window-{length}", training=f"ttt-and-window-trained-{length}", kind="streamed",
+                window=context,
             ),
         ]  # fmt: skip
     # Pinning at test time alone is another claim than pinning in training.
     views.append(
-        View(name="sinks-untrained-past", training="attention-past", kind="streamed", window=context, sinks=SINKS)
+        View(
+            name="sinks-untrained-past", training="attention-trained-past", kind="streamed", window=context, sinks=SINKS
+        )
     )
     return tuple(views)
 

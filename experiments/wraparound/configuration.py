@@ -103,8 +103,8 @@ class WraparoundExperiment:
         if len(set(names)) != len(names) or MECHANICS in names:
             raise ValueError(f"trainings need different names, none of them {MECHANICS!r}; got {names}")
         views = [view.name for view in self.views]
-        if len(set(views)) != len(views):
-            raise ValueError(f"views need different names, got {views}")
+        if len({*views, *names}) != len(views) + len(names):
+            raise ValueError(f"views need names that no other view and no training has, got {views} beside {names}")
         for view in self.views:
             if view.training not in names:
                 raise ValueError(f"view {view.name!r} is of training {view.training!r}; there are {', '.join(names)}")
