@@ -124,7 +124,8 @@ def _report(
     try:
         report = study.report(config, folder, store[0], finished)
         (folder / TABLE_FILE).write_text(report.table + "\n")
-        parent.log_metrics(report.metrics)
+        if status == "FINISHED":  # what was judged of a part of the seeds would stand in for the whole
+            parent.log_metrics(report.metrics)
         for path in (folder / TABLE_FILE, *report.files):
             parent.log_artifact(path)
         for path in report.figures:
