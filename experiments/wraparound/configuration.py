@@ -24,8 +24,8 @@ class Training:
     """One trained model.
 
     length: "inside" never sees more than `context` positions, "past" sees several times as many.
-    window: positions its attention sees in training, None for all. top_window: those of the top layer, where it sees
-    more. sinks: first positions pinned in front of the window.
+    window: positions its attention sees in training, None for all. top_window: those of the top layer, where they
+    are others. sinks: first positions pinned in front of the window.
     ttt, mode: what is mounted in the top layer; None leaves its attention alone. seed_count: seeds it is trained with.
     """
 
