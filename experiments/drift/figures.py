@@ -34,6 +34,7 @@ def draw_all(
         drawn.append(_main_figure(folder / "drift.png", experiment, states, models))
     if states:
         drawn.append(_arms_figure(folder / "state_by_updates.png", states))
+        drawn.append(_clocks_figure(folder / "updates_or_tokens.png", states))
         drawn.append(_exponents_figure(folder / "growth_exponents.png", states))
     return drawn
 
@@ -120,6 +121,28 @@ def _arms_figure(path: Path, states: Sequence[StateResult]) -> Path:
                 axes.set_ylabel(measure.replace("_", " "))
     grid[0][0].legend(fontsize="x-small")
     figure.suptitle(f"{kind}, default step size")
+    figure.savefig(path, dpi=RESOLUTION_DOTS_PER_INCH)
+    return path
+
+
+def _clocks_figure(path: Path, states: Sequence[StateResult]) -> Path:
+    """The BF16 state's error of every arm, once by updates and once by tokens: the same only at mini-batch 1."""
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    kind = states[-1].kind
+    for result in states:
+        if result.treatment == "bf16" and result.kind == kind and result.step_factor == 1.0:
+            arm = result.arm
+            error = numpy.exp(numpy.log(result.streams(names.STATE_ERROR)).mean(axis=0))
+            style = {"label": f"{arm.inner_model}, mini-batch {arm.mini_batch_size}", "marker": "o", "markersize": 3}
+            left.plot(result.updates, error, **style)
+            right.plot(result.updates * arm.mini_batch_size, error, **style)
+    for axes, label in ((left, "updates"), (right, "tokens")):
+        axes.set(xscale="log", yscale="log", xlabel=label, title=f"bf16 by {label} ({kind}, default step size)")
+        _mark(axes, CLAIMED_UPDATES, None)
+        axes.grid(alpha=0.3)
+    left.set_ylabel("distance from the FP64 state, relative")
+    left.legend(fontsize="small")
     figure.savefig(path, dpi=RESOLUTION_DOTS_PER_INCH)
     return path
 

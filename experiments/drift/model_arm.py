@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from backbones.moshi import ttt_layers
@@ -109,7 +110,7 @@ def measure_treatment(
     part: ModelPart, seed: int, treatment: Treatment, weights: dict[str, Tensor], streams: FactStreams
 ) -> StreamMeasures:
     """Measures of the trained weights over the long streams under one treatment."""
-    lm = build_treated(part, seed, treatment, weights)
+    lm = build_treated(part, seed, treatment, weights).to("cuda" if torch.cuda.is_available() else "cpu")
     logits = streamed_logits(lm, streams.codes, part.tokens_per_call, treatment)
     return measure_streams(logits, None, streams, part.stream, part.position_edges, part.distance_edges, part.near)
 

@@ -41,12 +41,13 @@ def build_treated(part: ModelPart, seed: int, treatment: Treatment, weights: dic
 def streamed_logits(lm: LMModel, codes: Tensor, tokens_per_call: int, treatment: Treatment) -> Tensor:
     """(N, T, V) text logits, teacher-forced, `tokens_per_call` positions a call through the package's streaming.
 
-    codes: (N, streams, T). The model must have room in its rings (`give_ring_room`).
+    codes: (N, streams, T). The model must have room in its rings (`give_ring_room`). On the model's device; the logits
+    come back to main memory.
     """
-    inputs, logits = model_inputs(lm, codes), []
+    inputs, logits = model_inputs(lm, codes.to(lm.device)), []
     with _autocast_around_ttt(lm, treatment.under_autocast), lm.streaming(codes.shape[0]):
         for part in inputs.split(tokens_per_call, dim=2):
-            logits.append(lm.forward_text(part)[1][:, 0])
+            logits.append(lm.forward_text(part)[1][:, 0].cpu())
     return torch.cat(logits, dim=1)
 
 
@@ -69,7 +70,7 @@ def _autocast_around_ttt(lm: LMModel, is_wanted: bool) -> Generator[None]:
 
 
 def _autocast_hooks(module: nn.Module) -> list[Any]:
-    autocast = torch.autocast("cpu", dtype=torch.bfloat16)
+    autocast = torch.autocast(next(module.parameters()).device.type, dtype=torch.bfloat16)
 
     def enter(_module: nn.Module, _arguments: Any) -> None:
         autocast.__enter__()

@@ -74,7 +74,7 @@ def _state_table(states: Sequence[StateResult]) -> str:
             _number(result.at(names.STATE_ERROR, CLAIMED_UPDATES).mean, ".1e"),
             _number(result.at_the_end(names.STATE_ERROR).mean, ".1e"),
             _number(result.at_the_end(names.OUTPUT_ERROR).mean, ".1e"),
-            _interval(result.exponent), _number(result.at_the_end(names.LOST_SHARE).mean, ".1%"),
+            _interval(result.exponent, ".2f"), _number(result.at_the_end(names.LOST_SHARE).mean, ".1%"),
             *(_first(result, gap) for gap in GAPS), f"{result.costs[names.NARROW_INNER_PRODUCTS]:.0f}",
         ])  # fmt: skip
     return f"{aligned(rows)}\nloss +1 % at: median over streams of the first update; how many of them ever are"
@@ -89,10 +89,10 @@ def _number(value: float, form: str) -> str:
     return "-" if math.isnan(value) else format(value, form)
 
 
-def _interval(found: Estimate) -> str:
+def _interval(found: Estimate, form: str) -> str:
     if math.isnan(found.mean):
         return "-"
-    return f"{found.mean:.2f}" + ("" if math.isnan(found.low) else f" [{found.low:.2f}, {found.high:.2f}]")
+    return f"{found.mean:{form}}" + ("" if math.isnan(found.low) else f" [{found.low:{form}}, {found.high:{form}}]")
 
 
 def _model_table(experiment: DriftExperiment, models: dict[str, ModelResult]) -> str:
@@ -110,13 +110,14 @@ def _model_table(experiment: DriftExperiment, models: dict[str, ModelResult]) ->
         measures = list(result.by_seed.values())
         rows.append([
             treatment, result.against, str(len(measures)),
-            f"{estimate([each.word_loss_between(*last) for each in measures]).mean:.4f}", f"{differences[-1][1]}",
+            f"{estimate([each.word_loss_between(*last) for each in measures]).mean:.4f}",
+            _interval(differences[-1][1], "+.4f"),
             f"{max(found.mean for _, found in differences):+.4f}",
             *(_place(first_position_over(differences, nats)) for nats in (0.01, 0.05)),
             _number(estimate([each.near_recall_between(*last) for each in measures]).mean, ".3f"),
-            f"{difference(models, treatment, lambda each: each.near_recall_between(*last))}",
+            _interval(difference(models, treatment, lambda each: each.near_recall_between(*last)), "+.3f"),
             _number(estimate([each.recall_between(*every) for each in measures]).mean, ".3f"),
-            f"{difference(models, treatment, lambda each: each.recall_between(*every))}",
+            _interval(difference(models, treatment, lambda each: each.recall_between(*every)), "+.3f"),
         ])  # fmt: skip
     entropy = part.stream.word_entropy_nats
     return (

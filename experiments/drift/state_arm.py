@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -67,7 +68,9 @@ def run_state_arm(experiment: DriftExperiment, work: ArmWork) -> None:
     """Runs every treatment, references first, and logs and keeps its curves."""
     arm, plan = experiment.state_arm(work.task.arm), experiment.state
     utterances: list[Mel] = work.task.data
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     rows, config = draw_rows(experiment, arm, utterances), layer_config(experiment, arm)
+    rows = dataclasses.replace(rows, base_lr=rows.base_lr.to(device))
     checkpoints = plan.checkpoints(arm.mini_batch_size)
     folder = work.task.folder / CURVES_FOLDER
     folder.mkdir(exist_ok=True)
@@ -76,7 +79,7 @@ def run_state_arm(experiment: DriftExperiment, work: ArmWork) -> None:
     for treatment in sorted(experiment.treatments_of(arm), key=lambda each: not each.is_reference):
         if work.stop.is_asked:
             raise InterruptedRunError(f"stopped before treatment {treatment.name}; --resume runs this arm anew")
-        treated = TreatedLayer.build(config, treatment, experiment.seed)
+        treated = TreatedLayer.build(config, treatment, experiment.seed, device)
         started = time.process_time()
         found = list(snapshots(treated, rows, checkpoints, plan.probe_tokens, plan.tokens_per_call))
         costs[treatment.name] = _costs(treated, rows, (time.process_time() - started) / checkpoints[-1])

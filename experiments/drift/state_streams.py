@@ -24,7 +24,8 @@ class Rows:
     base_lr: Tensor
 
     def part(self, first: int, end: int) -> Tensor:
-        return self.vectors[:, first:end]
+        """Tokens first <= t < end, where the step sizes are: a stream of a million tokens stays in main memory."""
+        return self.vectors[:, first:end].to(self.base_lr.device)
 
     @property
     def step_sizes(self) -> Tensor:
@@ -57,17 +58,18 @@ class TreatedLayer:
     treatment: Treatment
 
     @staticmethod
-    def build(config: TTTConfig, treatment: Treatment, seed: int) -> TreatedLayer:
+    def build(config: TTTConfig, treatment: Treatment, seed: int, device: str = "cpu") -> TreatedLayer:
         """All treatments of a seed share every learned parameter."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             layer = TTTLayer(treatment.applied_to(config)).eval()
         exact = TTTLayer(replace(config, precision="fp64")).eval()
         exact.load_state_dict(layer.state_dict())
-        return TreatedLayer(layer=layer, exact=exact, treatment=treatment)
+        return TreatedLayer(layer=layer.to(device), exact=exact.to(device), treatment=treatment)
 
     def surroundings(self) -> AbstractContextManager[object]:
-        return torch.autocast("cpu", dtype=torch.bfloat16) if self.treatment.under_autocast else nullcontext()
+        device = self.layer.wq.weight.device.type
+        return torch.autocast(device, dtype=torch.bfloat16) if self.treatment.under_autocast else nullcontext()
 
 
 @torch.no_grad()
@@ -99,11 +101,11 @@ def _snapshot(treated: TreatedLayer, rows: Rows, state: TTTState, done: int, pro
     wanted, moved = exactly - before, after - before
     should_move = wanted != 0
     return Snapshot(
-        weights=before,
-        outputs=layer(probe, state, base_lr=lr)[0].double(),
-        inner_loss=layer.inner_loss(probe, state, base_lr=lr).double().mean(dim=(1, 2)),
-        lost_share=share_lost(should_move, moved),
-        step_error=(moved - wanted).norm(dim=1) / wanted.norm(dim=1),
+        weights=before.cpu(),
+        outputs=layer(probe, state, base_lr=lr)[0].double().cpu(),
+        inner_loss=layer.inner_loss(probe, state, base_lr=lr).double().mean(dim=(1, 2)).cpu(),
+        lost_share=share_lost(should_move, moved).cpu(),
+        step_error=((moved - wanted).norm(dim=1) / wanted.norm(dim=1)).cpu(),
     )
 
 

@@ -66,7 +66,10 @@ def _smoke() -> _Sizes:
         ),
         state_arms=(
             *(
-                StateArm(inner_model=inner, mini_batch_size=4, step_factors=(1.0, 8.0), streams=1, has_autocast=True)
+                StateArm(
+                    inner_model=inner, mini_batch_size=4, step_factors=(1.0, 8.0), streams=1, has_autocast=True,
+                    has_all_seeds=inner == "linear",
+                )
                 for inner in INNER_MODELS
             ),
             StateArm(
@@ -128,7 +131,7 @@ def _cpu() -> _Sizes:
 
 
 def _gpu() -> _Sizes:
-    """One GPU: a million tokens, wider heads, and a model of eight layers with TTT-mlp."""
+    """One GPU: a million tokens, wider heads, and a model of eight layers with TTT-mlp; no arm of a million updates."""
     cpu = _cpu()
     context, mini_batch_size, positions = 256, 16, 480_000
     return _Sizes(
@@ -136,7 +139,7 @@ def _gpu() -> _Sizes:
         state=dataclasses.replace(
             cpu.state, hidden_size=512, num_heads=8, tokens=1_048_576, speech_utterances=400, tokens_per_call=8192
         ),
-        state_arms=cpu.state_arms,
+        state_arms=tuple(arm for arm in cpu.state_arms if arm.mini_batch_size > 1),
         model_part=dataclasses.replace(
             cpu.model_part,
             model=ModelSizes(dim=512, num_heads=8, num_layers=8, context=context),
@@ -161,9 +164,5 @@ def _full() -> _Sizes:
     return dataclasses.replace(
         gpu,
         state=dataclasses.replace(gpu.state, hidden_size=4096, num_heads=32),
-        state_arms=tuple(
-            dataclasses.replace(arm, step_factors=(1.0,), streams=1)
-            for arm in gpu.state_arms
-            if arm.mini_batch_size > 1
-        ),
+        state_arms=tuple(dataclasses.replace(arm, step_factors=(1.0,), streams=1) for arm in gpu.state_arms),
     )
