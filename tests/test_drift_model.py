@@ -11,11 +11,13 @@ from torch import Tensor
 
 pytest.importorskip("moshi", reason="needs moshi; runs where `make setup` was")
 
+from experiments.drift import metric_names as names
 from experiments.drift.claimed import claim_metrics
-from experiments.drift.configuration import ModelPart, Treatment
+from experiments.drift.configuration import ModelPart, StateArm, Treatment
+from experiments.drift.curves import DriftCurves
 from experiments.drift.model_arm import long_streams
 from experiments.drift.model_streams import build_model, build_treated, streamed_logits
-from experiments.drift.results import ModelResult, difference, first_position_over, word_loss_differences
+from experiments.drift.results import ModelResult, StateResult, difference, first_position_over, word_loss_differences
 from experiments.fact_streams import reading
 from experiments.fact_streams.measures import StreamMeasures
 from experiments.recipes.bf16_drift import bf16_drift
@@ -134,3 +136,52 @@ def test_the_claims_read_a_planted_cliff_where_it_is_and_the_age_of_fp32_apart_f
     assert metrics["C18/bf16_is_ever_over_0.05_nats"] == 1
     assert metrics["C18/bf16_near_recall_difference_in_last_bucket"] == -0.25
     assert not any("fp32_word_loss_difference" in name for name in metrics)
+
+
+def planted_state(exponent: float, offset: float, treatment: str) -> StateResult:
+    """Two seeds of two streams: a plateau of 1e-3 up to update 50, then a power law; a loss gap growing 1 % an update
+    in all streams but one."""
+    updates = numpy.array([1.0, 10, 50, 100, 200, 400])
+    law = 1e-3 * (numpy.maximum(updates, 50) / 50) ** exponent
+    flat_loss, growing = numpy.ones((2, 6)), numpy.stack([numpy.ones(6), 1 + updates * 0.01])
+    curves = [
+        DriftCurves(
+            updates=updates, state_error=numpy.stack([law, law * updates ** (shift + offset)]), output_error=flat_loss,
+            inner_loss=growing if shift else numpy.stack([1 + updates * 0.01] * 2), reference_inner_loss=flat_loss,
+            lost_share=flat_loss / 4, step_error=flat_loss,
+        )
+        for shift in (0.0, 0.02)
+    ]  # fmt: skip
+    arm = StateArm(inner_model="linear", mini_batch_size=16, step_factors=(1.0,), streams=2)
+    costs = {names.STATE_BYTES: 3.0, names.SECONDS: 2.0, names.NARROW_INNER_PRODUCTS: 0.0}
+    return StateResult(
+        arm=arm, kind="speech", step_factor=1.0, treatment=treatment, curves=tuple(curves), costs=costs,
+        exponent_from=8, late_share=0.125,
+    )  # fmt: skip
+
+
+def test_a_plateau_is_left_out_of_the_late_exponent_alone() -> None:
+    result = planted_state(exponent=1.0, offset=0.0, treatment="bf16")
+    assert result.late_exponent.mean == pytest.approx(1.005)
+    assert result.exponent.mean < 0.8 and result.late_exponent.seeds == 4
+    assert result.at(names.LOST_SHARE, 100).mean == 0.25 and numpy.isnan(result.at(names.LOST_SHARE, 3750).mean)
+
+
+def test_first_gaps_are_medians_over_streams_with_those_that_never_are() -> None:
+    result = planted_state(exponent=1.0, offset=0.0, treatment="bf16")
+    assert result.first_gap(0.05) == (10, 3, 4)
+    assert result.first_gap(0.20) == (50, 3, 4)
+    assert result.first_gap(9.0) == (numpy.inf, 0, 4)
+
+
+def test_the_claims_tell_a_linear_growth_from_a_root_by_its_interval() -> None:
+    experiment = bf16_drift(scale="cpu", seed=0)
+    for exponent, may_be_1 in ((1.0, 1.0), (0.5, 0.0)):
+        states = [planted_state(exponent, -0.01, treatment) for treatment in ("fp32", "bf16")]
+        metrics = claim_metrics(experiment, states, {})
+        assert metrics["C17/bf16_late_exponent_linear_b16_speech_lr1"] == pytest.approx(exponent, abs=0.01)
+        assert metrics["C17/bf16_late_exponent_share_of_settings_that_may_be_1"] == may_be_1
+        assert metrics["C17/bf16_late_exponent_share_of_settings_below_1"] == 1 - may_be_1
+        assert metrics["C17/bf16_late_exponent_widest_interval"] < 0.1
+        assert metrics["C16/bf16_inner_loss_gap_at_the_end_linear_b16_speech_lr1"] == pytest.approx(3.0)
+        assert metrics["C18/bf16_state_bytes_per_stream_over_fp32"] == 1

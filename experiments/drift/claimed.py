@@ -36,22 +36,25 @@ def with_interval(name: str, found: Estimate) -> dict[str, float]:
 
 
 def _exponents(states: Sequence[StateResult]) -> dict[str, float]:
-    """C17: exponents setting by setting, and how many intervals hold 1."""
+    """C17: exponents setting by setting, of whole streams and of their late part, and how many intervals hold 1."""
     metrics: dict[str, float] = {}
     found: dict[str, list[Estimate]] = {}
     for result in states:
-        exponent = result.exponent
-        if not math.isnan(exponent.mean):
-            metrics |= with_interval(f"C17/{result.treatment}_exponent_{result.setting}", exponent)
-            found.setdefault(result.treatment, []).append(exponent)
-    for treatment, exponents in found.items():
+        for name, exponent in (("exponent", result.exponent), ("late_exponent", result.late_exponent)):
+            if not math.isnan(exponent.mean):
+                metrics |= with_interval(f"C17/{result.treatment}_{name}_{result.setting}", exponent)
+                found.setdefault(f"{result.treatment}_{name}", []).append(exponent)
+    for name, exponents in found.items():
         means = [exponent.mean for exponent in exponents]
-        metrics[f"C17/{treatment}_exponent_lowest"] = min(means)
-        metrics[f"C17/{treatment}_exponent_highest"] = max(means)
+        metrics[f"C17/{name}_lowest"] = min(means)
+        metrics[f"C17/{name}_highest"] = max(means)
         judged = [exponent for exponent in exponents if not math.isnan(exponent.low)]
         if judged:
             linear = sum(exponent.low <= 1 <= exponent.high for exponent in judged)
-            metrics[f"C17/{treatment}_share_of_settings_that_may_be_linear"] = linear / len(judged)
+            metrics[f"C17/{name}_share_of_settings_that_may_be_1"] = linear / len(judged)
+            below = sum(exponent.high < 1 for exponent in judged)
+            metrics[f"C17/{name}_share_of_settings_below_1"] = below / len(judged)
+            metrics[f"C17/{name}_widest_interval"] = max(exponent.high - exponent.low for exponent in judged)
     return metrics
 
 

@@ -105,6 +105,7 @@ class StatePlan:
     speech_utterances: int
     tokens_per_call: int
     exponent_from: int = 8
+    late_share: float = 0.1
     treatments: tuple[Treatment, ...] = policy_treatments("fp64")
     autocast_treatments: tuple[Treatment, ...] = autocast_treatments("fp64")
 

@@ -87,7 +87,7 @@ def _relative(found: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return (found - reference).flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)
 
 
-def growth_exponent(updates: Floats, errors: Floats, from_updates: int) -> float:
+def growth_exponent(updates: Floats, errors: Floats, from_updates: float) -> float:
     """Slope of log error (K,) against log updates (K,), by least squares from so many updates on.
 
     NaN with fewer than three errors above 0 there: nothing grows.

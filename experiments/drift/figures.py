@@ -11,17 +11,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.drift import metric_names as names
+from experiments.drift.claimed import CLIFF_NATS
 from experiments.drift.configuration import CLAIMED_UPDATES, DriftExperiment
 from experiments.drift.results import ModelResult, StateResult, word_loss_differences
 from experiments.harness.estimates import Estimate, estimate
 
 RESOLUTION_DOTS_PER_INCH = 130
+LEAST_ERROR_SHOWN = 1e-8
 COLOURS = {
     "fp64": "grey", "fp32": "black", "bf16": "tab:red", "bf16_stochastic": "tab:orange", "fp16": "tab:blue",
     "bf16_compensated": "tab:green", "bf16_compute": "tab:purple", "autocast_guarded": "tab:cyan",
     "autocast_unguarded": "tab:pink",
 }  # fmt: skip
 """One colour for each treatment in every figure."""
+
+EXPONENTS_SHOWN = ("bf16", "bf16_stochastic", "bf16_compensated", "fp16")
+"""Treatments whose committed weights are rounded."""
 
 
 def draw_all(
@@ -54,24 +59,24 @@ def _main_figure(
         f"{first.kind})",
         xlabel="updates", ylabel="distance from the FP64 state, relative",
     )  # fmt: skip
-    left.set(xscale="log", yscale="log")
+    left.set(xscale="log", yscale="log", ylim=(LEAST_ERROR_SHOWN, 2))
     _mark(left, CLAIMED_UPDATES, "claimed: gibberish from here")
     part = experiment.model_part
     for treatment, result in models.items():
         if treatment != result.against:
             _draw_differences(right, treatment, word_loss_differences(models, treatment, part.position_edges))
-    right.axhline(0, color="black", linewidth=0.8)
+    right.axhline(CLIFF_NATS, color="tab:brown", linestyle="-.", linewidth=1, label=f"{CLIFF_NATS} nats")
     right.set(
         title="... and what it costs a trained model", xlabel="position in the stream",
-        ylabel="nats per word above the reference (log above 0.01)",
+        ylabel="nats per word above the reference", xscale="log",
     )  # fmt: skip
-    right.set_xscale("log")
-    right.set_yscale("symlog", linthresh=0.01)
+    # At least so much is shown, lest a thousandth of a nat look like a cliff.
+    right.set_ylim(min(right.get_ylim()[0], -0.2 * CLIFF_NATS), max(right.get_ylim()[1], 1.2 * CLIFF_NATS))
     _mark(right, part.claimed_position, f"{CLAIMED_UPDATES} updates")
     _mark(right, CLAIMED_UPDATES, f"{CLAIMED_UPDATES} tokens", style=":")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="upper left")
     figure.suptitle(f"{experiment.recipe}, scale {experiment.scale}")
     figure.savefig(path, dpi=RESOLUTION_DOTS_PER_INCH)
     return path
@@ -111,7 +116,7 @@ def _arms_figure(path: Path, states: Sequence[StateResult]) -> Path:
                     _draw_measure(axes, result, measure)
             axes.set_xscale("log")
             if measure == names.STATE_ERROR:
-                axes.set_yscale("log")
+                axes.set(yscale="log", ylim=(LEAST_ERROR_SHOWN, 2))
             elif measure == names.INNER_LOSS_GAP:
                 axes.set_yscale("symlog", linthresh=0.01)
             _mark(axes, CLAIMED_UPDATES, None)
@@ -150,27 +155,35 @@ def _clocks_figure(path: Path, states: Sequence[StateResult]) -> Path:
 def _exponents_figure(path: Path, states: Sequence[StateResult]) -> Path:
     """Growth exponents of the state's error with their intervals, a line a setting: 1 is "updates x eps"."""
     settings = list(dict.fromkeys(result.setting for result in states))
-    figure = Figure(figsize=(9, 1.5 + 0.27 * len(settings)), layout="constrained")
-    axes = figure.subplots()
-    shown = ("bf16", "bf16_stochastic", "bf16_compensated", "fp16")
-    for place, treatment in enumerate(shown):
-        lift = 0.15 * (place - (len(shown) - 1) / 2)
-        own = {result.setting: result.exponent for result in states if result.treatment == treatment}
-        rows = [(settings.index(name), found) for name, found in own.items() if not math.isnan(found.mean)]
-        widths = [0.0 if math.isnan(found.low) else found.mean - found.low for _, found in rows]
-        axes.errorbar(
-            [found.mean for _, found in rows], [row + lift for row, _ in rows], xerr=widths, fmt="o", markersize=4,
-            color=COLOURS[treatment], alpha=0.7, label=treatment,
-        )  # fmt: skip
-    for exponent, meaning in ((0.0, "bounded"), (0.5, "random walk"), (1.0, "updates x eps")):
-        axes.axvline(exponent, color="grey", linestyle=":")
-        axes.text(exponent, -0.55, meaning, ha="center", fontsize="small")
-    axes.set_yticks(range(len(settings)), settings, fontsize="x-small")
-    axes.set(xlim=(-0.6, 1.6), ylim=(len(settings) - 0.5, -0.9))
-    axes.set_xlabel("growth exponent of the state's error [95 % over streams]")
-    axes.legend(fontsize="small")
+    figure = Figure(figsize=(14, 1.5 + 0.27 * len(settings)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, name in ((left, "whole streams"), (right, "their late part")):
+        for place, treatment in enumerate(EXPONENTS_SHOWN):
+            lift = 0.15 * (place - (len(EXPONENTS_SHOWN) - 1) / 2)
+            own = [result for result in states if result.treatment == treatment]
+            rows = [
+                (settings.index(result.setting) + lift, result.exponent if axes is left else result.late_exponent)
+                for result in own
+            ]
+            _draw_exponents(axes, treatment, rows)
+        for exponent, meaning in ((0.0, "bounded"), (0.5, "random walk"), (1.0, "updates x eps")):
+            axes.axvline(exponent, color="grey", linestyle=":")
+            axes.text(exponent, -0.55, meaning, ha="center", fontsize="small")
+        axes.set(xlim=(-0.6, 1.6), ylim=(len(settings) - 0.5, -0.9), title=f"growth exponent of the state, {name}")
+        axes.set_xlabel("exponent [95 % over streams]")
+    left.set_yticks(range(len(settings)), settings, fontsize="x-small")
+    right.legend(fontsize="small")
     figure.savefig(path, dpi=RESOLUTION_DOTS_PER_INCH)
     return path
+
+
+def _draw_exponents(axes: Axes, treatment: str, rows: Sequence[tuple[float, Estimate]]) -> None:
+    kept = [(row, found) for row, found in rows if not math.isnan(found.mean)]
+    axes.errorbar(
+        [found.mean for _, found in kept], [row for row, _ in kept],
+        xerr=[0.0 if math.isnan(found.low) else found.mean - found.low for _, found in kept],
+        fmt="o", markersize=4, color=COLOURS[treatment], alpha=0.7, label=treatment,
+    )  # fmt: skip
 
 
 def _draw_measure(axes: Axes, result: StateResult, measure: str) -> None:

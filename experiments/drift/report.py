@@ -63,7 +63,8 @@ def _state_table(states: Sequence[StateResult]) -> str:
     kind = states[-1].kind
     rows = [[
         f"state, {kind}, default step", "treatment", "streams", "updates", f"error at {CLAIMED_UPDATES}", "at the end",
-        "of the output", "exponent", "lost", *(f"loss +{gap:.0%} at" for gap in GAPS), "narrow products",
+        "of the output", "exponent", "late exponent", "lost",
+        *(f"loss +{gap:.0%} at" for gap in GAPS), "narrow products",
     ]]  # fmt: skip
     for result in states:
         if result.kind != kind or result.step_factor != 1.0:
@@ -74,7 +75,8 @@ def _state_table(states: Sequence[StateResult]) -> str:
             _number(result.at(names.STATE_ERROR, CLAIMED_UPDATES).mean, ".1e"),
             _number(result.at_the_end(names.STATE_ERROR).mean, ".1e"),
             _number(result.at_the_end(names.OUTPUT_ERROR).mean, ".1e"),
-            _interval(result.exponent, ".2f"), _number(result.at_the_end(names.LOST_SHARE).mean, ".1%"),
+            _interval(result.exponent, ".2f"), _interval(result.late_exponent, ".2f"),
+            _number(result.at_the_end(names.LOST_SHARE).mean, ".1%"),
             *(_first(result, gap) for gap in GAPS), f"{result.costs[names.NARROW_INNER_PRODUCTS]:.0f}",
         ])  # fmt: skip
     return f"{aligned(rows)}\nloss +1 % at: median over streams of the first update; how many of them ever are"
@@ -160,12 +162,14 @@ def _cliff_sentence(experiment: DriftExperiment, models: dict[str, ModelResult])
 
 
 def _setting_row(result: StateResult) -> dict[str, object]:
-    exponent, end = result.exponent, {m: result.at_the_end(m) for m in names.STATE_MEASURES}
+    exponent, late = result.exponent, result.late_exponent
+    end = {measure: result.at_the_end(measure) for measure in names.STATE_MEASURES}
     row: dict[str, object] = {
         "inner_model": result.arm.inner_model, "mini_batch_size": result.arm.mini_batch_size, "vectors": result.kind,
         "step_factor": result.step_factor, "treatment": result.treatment,
         "streams": sum(len(curves.state_error) for curves in result.curves), "updates": int(result.updates[-1]),
         "exponent": exponent.mean, "exponent_low": exponent.low, "exponent_high": exponent.high,
+        "late_exponent": late.mean, "late_exponent_low": late.low, "late_exponent_high": late.high,
     }  # fmt: skip
     for measure, found in end.items():
         row |= {f"{measure}_at_the_end": found.mean, f"{measure}_low": found.low, f"{measure}_high": found.high}

@@ -35,6 +35,7 @@ class StateResult:
     curves: tuple[DriftCurves, ...]
     costs: dict[str, float]
     exponent_from: int
+    late_share: float
 
     @property
     def setting(self) -> str:
@@ -62,8 +63,15 @@ class StateResult:
     @property
     def exponent(self) -> Estimate:
         """Growth exponent of the state's error, over streams."""
-        errors = self.streams("state_error")
-        return estimate([growth_exponent(self.updates, row, self.exponent_from) for row in errors])
+        return self._exponent(self.exponent_from)
+
+    @property
+    def late_exponent(self) -> Estimate:
+        """The same of the late part alone, without the plateau that rounding the learned start gives."""
+        return self._exponent(self.late_share * self.updates[-1])
+
+    def _exponent(self, from_updates: float) -> Estimate:
+        return estimate([growth_exponent(self.updates, row, from_updates) for row in self.streams("state_error")])
 
     def first_gap(self, threshold: float) -> tuple[float, int, int]:
         """Median first update at which a stream's inner loss is beyond its reference's by the threshold (infinite where
@@ -105,6 +113,7 @@ def read_states(experiment: DriftExperiment, finished: Sequence[FinishedArm]) ->
                         curves=tuple(found[name].rows(rows) for found in curves),
                         costs=_mean_costs([each[name] for each in costs]),
                         exponent_from=experiment.state.exponent_from,
+                        late_share=experiment.state.late_share,
                     )
                 )
     return results
