@@ -26,7 +26,10 @@ POSITIONS = 43
 
 
 def part_of(tokens_per_call: int = 7) -> ModelPart:
-    return dataclasses.replace(bf16_drift(scale="smoke", seed=0).model_part, tokens_per_call=tokens_per_call)
+    """The smoke scale's small model, with every treatment of the others."""
+    treatments = bf16_drift(scale="cpu", seed=0).model_part.treatments
+    small = bf16_drift(scale="smoke", seed=0).model_part
+    return dataclasses.replace(small, tokens_per_call=tokens_per_call, treatments=treatments)
 
 
 def treatment_of(part: ModelPart, name: str) -> Treatment:
@@ -59,6 +62,15 @@ def test_treatments_of_a_seed_share_every_weight_and_differ_in_the_state_alone()
     assert float((bf16 - fp32).abs().max()) > 1e-3
     with pytest.raises(AssertionError):
         torch.testing.assert_close(logits_of(part, "autocast_unguarded"), logits_of(part, "autocast_guarded"))
+
+
+def test_a_treatment_with_decay_forgets_and_is_compared_with_fp32_that_forgets() -> None:
+    part = part_of()
+    decays = [each for each in part.treatments if each.inner_decay is not None]
+    assert len(decays) == 4 and {each.against for each in decays} == {"fp32_decay"}
+    assert all(each.applied_to(part.ttt).inner_decay == 0.03 for each in decays)
+    assert treatment_of(part, "bf16").applied_to(part.ttt).inner_decay == 0
+    assert float((logits_of(part, "fp32_decay") - logits_of(part, "fp32")).abs().max()) > 1e-4
 
 
 def test_autocast_surrounds_the_ttt_layer_alone_and_ends_with_the_stream() -> None:
@@ -94,9 +106,9 @@ def measures_with(losses: list[float], recalled: float) -> StreamMeasures:
     """One stream of 10 words a bucket with these mean losses, and 4 answers of which so many are recalled."""
     counts = numpy.full((1, len(losses)), 10.0)
     return StreamMeasures(
-        position_edges=EDGES, distance_edges=(0, 8), word_loss_sums=counts * losses, legal_sums=counts,
-        word_counts=counts, recalled=numpy.array([[recalled]]), asked=numpy.array([[4.0]]),
-        answer_loss_sums=numpy.zeros((1, 1)), near_recalled=counts * recalled / 4, near_asked=counts,
+        position_edges=EDGES, distance_edges=(0, 16, 64), word_loss_sums=counts * losses, legal_sums=counts,
+        word_counts=counts, recalled=numpy.array([[4.0, recalled]]), asked=numpy.full((1, 2), 4.0),
+        answer_loss_sums=numpy.zeros((1, 2)), near_recalled=counts * recalled / 4, near_asked=counts,
     )  # fmt: skip
 
 
@@ -119,13 +131,13 @@ def test_differences_are_paired_by_seed_and_the_first_bucket_beyond_is_named() -
     assert found[0][1].high == pytest.approx(half, rel=1e-5)
     assert first_position_over(found, 0.01) == 3750 and first_position_over(found, 0.05) == 15000
     assert numpy.isnan(first_position_over(found, 0.11))
-    recall = difference(models, "bf16", lambda measures: measures.recall_between(0, 8))
+    recall = difference(models, "bf16", lambda measures: measures.recall_between(16, 64))
     assert (recall.mean, recall.low, recall.seeds) == (-0.25, -0.25, 3)
 
 
 def test_the_claims_read_a_planted_cliff_where_it_is_and_the_age_of_fp32_apart_from_it() -> None:
     experiment = bf16_drift(scale="cpu", seed=0)
-    part = dataclasses.replace(experiment.model_part, position_edges=EDGES, distance_edges=(0, 8))
+    part = dataclasses.replace(experiment.model_part, position_edges=EDGES)
     metrics = claim_metrics(dataclasses.replace(experiment, model_part=part), [], planted_models())
     assert metrics["C16/bf16_rise_at_claimed_updates_nats"] == pytest.approx(0.08)
     assert metrics["C16/bf16_rise_at_claimed_updates_nats_low"] == pytest.approx(0.08)  # the seeds' shifts cancel
@@ -134,6 +146,7 @@ def test_the_claims_read_a_planted_cliff_where_it_is_and_the_age_of_fp32_apart_f
     assert metrics["C16/fp32_word_loss_in_last_bucket_above_trained_lengths"] == 0
     assert metrics["C18/bf16_first_position_over_0.05_nats"] == 15000
     assert metrics["C18/bf16_is_ever_over_0.05_nats"] == 1
+    assert metrics["C18/bf16_far_recall_difference"] == -0.25 and metrics["C16/fp32_far_recall"] == 1
     assert metrics["C18/bf16_near_recall_difference_in_last_bucket"] == -0.25
     assert not any("fp32_word_loss_difference" in name for name in metrics)
 

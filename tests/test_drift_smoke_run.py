@@ -55,8 +55,8 @@ def test_tables_figures_and_the_claims_numbers_hang_on_the_parent_run(smoke: Fin
     assert metrics["C18/fp64_state_error_at_the_end_largest"] == 0
     assert metrics["C18/bf16_state_bytes_per_stream_over_fp32"] == pytest.approx(0.75, abs=0.01)
     arms = client.search_runs([experiment.experiment_id], "tags.role = 'arm'")
-    # Two arms have both seeds and two the first alone; each seed's model has nine views.
-    assert len(arms) == 2 * 2 + 2 + 2 * 9
+    # Two arms have both seeds and two the first alone; each seed's model has six views.
+    assert len(arms) == 2 * 2 + 2 + 2 * 6
     assert {run.info.status for run in arms} == {"FINISHED"}
 
 

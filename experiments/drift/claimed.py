@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from experiments.drift import metric_names as names
-from experiments.drift.configuration import CLAIMED_UPDATES, DriftExperiment, ModelPart
+from experiments.drift.configuration import CLAIMED_UPDATES, DECAY_SUFFIX, DriftExperiment, ModelPart
 from experiments.drift.results import (
     ModelResult,
     StateResult,
@@ -117,19 +117,19 @@ def _model_metrics(part: ModelPart, models: dict[str, ModelResult]) -> dict[str,
             metrics[f"{section}/{treatment}_is_ever_over_{nats:g}_nats"] = float(not math.isnan(first))
         near = difference(models, treatment, lambda measures, last=last: measures.near_recall_between(*last))
         metrics |= with_interval(f"{section}/{treatment}_near_recall_difference_in_last_bucket", near)
-        every = (part.distance_edges[0], part.distance_edges[-1])
-        recall = difference(models, treatment, lambda measures, every=every: measures.recall_between(*every))
-        metrics |= with_interval(f"{section}/{treatment}_recall_difference", recall)
-    if "bf16" in models:
-        for name, place in (("updates", part.claimed_position), ("tokens", CLAIMED_UPDATES)):
-            metrics |= _cliff(part, models, name, place)
-    if "fp32" in models:
-        metrics |= _age(part, models["fp32"])
+        recall = difference(models, treatment, lambda measures: measures.recall_between(*part.far))
+        metrics |= with_interval(f"{section}/{treatment}_far_recall_difference", recall)
+    for suffix in ("", DECAY_SUFFIX):
+        if f"bf16{suffix}" in models:
+            metrics |= _cliff(part, models, f"bf16{suffix}", "updates", part.claimed_position)
+            metrics |= _cliff(part, models, f"bf16{suffix}", "tokens", CLAIMED_UPDATES)
+        if f"fp32{suffix}" in models:
+            metrics |= _age(part, models[f"fp32{suffix}"])
     return metrics
 
 
-def _cliff(part: ModelPart, models: dict[str, ModelResult], name: str, place: int) -> dict[str, float]:
-    """How much the difference of BF16 to FP32 rises from the octave before a position to the octave after it."""
+def _cliff(part: ModelPart, models: dict[str, ModelResult], treatment: str, name: str, place: int) -> dict[str, float]:
+    """How much a treatment's difference to its reference rises from the octave before a position to the one after."""
     before, after = (place // 2, place), (place, 2 * place)
     if not {*before, *after} <= set(part.position_edges):
         return {}
@@ -138,18 +138,24 @@ def _cliff(part: ModelPart, models: dict[str, ModelResult], name: str, place: in
     def rise(measures: StreamMeasures) -> float:
         return measures.word_loss_between(*after) - measures.word_loss_between(*before)
 
-    return with_interval(f"C16/bf16_rise_at_claimed_{name}_nats", difference(models, "bf16", rise)) | with_interval(
-        f"C16/bf16_word_loss_difference_past_claimed_{name}",
-        difference(models, "bf16", lambda measures: measures.word_loss_between(place, end)),
-    )
+    past = difference(models, treatment, lambda measures: measures.word_loss_between(place, end))
+    return {
+        **with_interval(f"C16/{treatment}_rise_at_claimed_{name}_nats", difference(models, treatment, rise)),
+        **with_interval(f"C16/{treatment}_word_loss_difference_past_claimed_{name}", past),
+    }
 
 
 def _age(part: ModelPart, fp32: ModelResult) -> dict[str, float]:
-    """What a long stream does in FP32 already: word loss of its last bucket, above that of the trained lengths."""
+    """What a long stream does in FP32 already: word loss of its last bucket, above that of the trained lengths; and
+    the far recall that there is to lose."""
     edges, trained = part.position_edges, part.training.longest_positions
     early = (0, max(edge for edge in edges if edge <= max(trained, edges[1])))
     rises = [
         measures.word_loss_between(edges[-2], edges[-1]) - measures.word_loss_between(*early)
         for measures in fp32.by_seed.values()
     ]
-    return {"C16/fp32_word_loss_in_last_bucket_above_trained_lengths": sum(rises) / len(rises)}
+    recalls = [measures.recall_between(*part.far) for measures in fp32.by_seed.values()]
+    return {
+        f"C16/{fp32.treatment}_word_loss_in_last_bucket_above_trained_lengths": sum(rises) / len(rises),
+        f"C16/{fp32.treatment}_far_recall": sum(recalls) / len(recalls),
+    }

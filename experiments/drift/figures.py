@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 
 from experiments.drift import metric_names as names
 from experiments.drift.claimed import CLIFF_NATS
-from experiments.drift.configuration import CLAIMED_UPDATES, DriftExperiment
+from experiments.drift.configuration import CLAIMED_UPDATES, DECAY_SUFFIX, DriftExperiment
 from experiments.drift.results import ModelResult, StateResult, word_loss_differences
 from experiments.harness.estimates import Estimate, estimate
 
 RESOLUTION_DOTS_PER_INCH = 130
-LEAST_ERROR_SHOWN = 1e-8
+LEAST_ERROR_SHOWN = 1e-9
 COLOURS = {
     "fp64": "grey", "fp32": "black", "bf16": "tab:red", "bf16_stochastic": "tab:orange", "fp16": "tab:blue",
     "bf16_compensated": "tab:green", "bf16_compute": "tab:purple", "autocast_guarded": "tab:cyan",
@@ -76,7 +76,7 @@ def _main_figure(
     _mark(right, CLAIMED_UPDATES, f"{CLAIMED_UPDATES} tokens", style=":")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small", loc="upper left")
+        axes.legend(fontsize="small", loc="lower left" if axes is left else "upper left", ncols=2)
     figure.suptitle(f"{experiment.recipe}, scale {experiment.scale}")
     figure.savefig(path, dpi=RESOLUTION_DOTS_PER_INCH)
     return path
@@ -207,8 +207,11 @@ def _draw_differences(axes: Axes, treatment: str, rows: Sequence[tuple[tuple[int
 
 
 def _draw(axes: Axes, treatment: str, places: Sequence[float], found: Sequence[Estimate]) -> None:
-    colour = COLOURS.get(treatment, "tab:brown")
-    axes.plot(places, [each.mean for each in found], marker="o", markersize=3, color=colour, label=treatment)
+    colour = COLOURS.get(treatment.removesuffix(DECAY_SUFFIX), "tab:brown")
+    style = "--" if treatment.endswith(DECAY_SUFFIX) else "-"
+    axes.plot(
+        places, [each.mean for each in found], style, marker="o", markersize=3, color=colour, label=treatment
+    )  # fmt: skip
     banded = [(place, each) for place, each in zip(places, found, strict=True) if math.isfinite(each.low)]
     axes.fill_between(
         [place for place, _ in banded], [each.low for _, each in banded], [each.high for _, each in banded],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from experiments.drift import metric_names as names
 from experiments.drift.claimed import claim_metrics
-from experiments.drift.configuration import CLAIMED_UPDATES, DriftExperiment
+from experiments.drift.configuration import CLAIMED_UPDATES, DECAY_SUFFIX, DriftExperiment
 from experiments.drift.curves import GAPS
 from experiments.drift.figures import draw_all
 from experiments.drift.results import (
@@ -40,13 +40,13 @@ def report_drift(experiment: DriftExperiment, folder: Path, uri: str, finished: 
         tables.append(_model_table(experiment, models))
         files.append(_write_csv(folder / "model_by_position.csv", _position_rows(experiment, models)))
         files.append(_write_csv(folder / "model_recall_by_distance.csv", _distance_rows(experiment, models)))
-        notes.append(_cliff_sentence(experiment, models))
+        notes += _cliff_sentences(experiment, models)
     return Report(
         table="\n\n".join(table for table in tables if table),
         figures=draw_all(folder / "figures", experiment, states, models),
         files=files,
         metrics=claim_metrics(experiment, states, models),
-        notes=[note for note in notes if note],
+        notes=notes,
     )
 
 
@@ -103,10 +103,9 @@ def _model_table(experiment: DriftExperiment, models: dict[str, ModelResult]) ->
     edges, last = part.position_edges, part.position_edges[-2:]
     rows = [[
         "trained model", "against", "seeds", f"word loss {last[0]}-{last[1]}", "difference", "largest difference",
-        "over 0.01 nats from", "over 0.05 from", "near recall there", "difference", "recall, all distances",
-        "difference",
+        "over 0.01 nats from", "over 0.05 from", "near recall there", "difference",
+        f"recall of {part.far[0]}-{part.far[1]} back", "difference",
     ]]  # fmt: skip
-    every = (part.distance_edges[0], part.distance_edges[-1])
     for treatment, result in models.items():
         differences = word_loss_differences(models, treatment, edges)
         measures = list(result.by_seed.values())
@@ -118,8 +117,8 @@ def _model_table(experiment: DriftExperiment, models: dict[str, ModelResult]) ->
             *(_place(first_position_over(differences, nats)) for nats in (0.01, 0.05)),
             _number(estimate([each.near_recall_between(*last) for each in measures]).mean, ".3f"),
             _interval(difference(models, treatment, lambda each: each.near_recall_between(*last)), "+.3f"),
-            _number(estimate([each.recall_between(*every) for each in measures]).mean, ".3f"),
-            _interval(difference(models, treatment, lambda each: each.recall_between(*every)), "+.3f"),
+            _number(estimate([each.recall_between(*part.far) for each in measures]).mean, ".3f"),
+            _interval(difference(models, treatment, lambda each: each.recall_between(*part.far)), "+.3f"),
         ])  # fmt: skip
     entropy = part.stream.word_entropy_nats
     return (
@@ -149,16 +148,18 @@ def _regime(states: Sequence[StateResult]) -> list[str]:
     return lines
 
 
-def _cliff_sentence(experiment: DriftExperiment, models: dict[str, ModelResult]) -> str:
+def _cliff_sentences(experiment: DriftExperiment, models: dict[str, ModelResult]) -> list[str]:
     metrics = claim_metrics(experiment, [], models)
-    name = "C16/bf16_rise_at_claimed_updates_nats"
-    if f"{name}_low" not in metrics:
-        return ""
-    low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
-    return (
-        f"trained model, bf16 - fp32: from the octave before update {CLAIMED_UPDATES} to the octave after it the word "
-        f"loss rises by {metrics[name]:+.4f} nats [{low:+.4f}, {high:+.4f}]"
-    )
+    lines: list[str] = []
+    for treatment in ("bf16", f"bf16{DECAY_SUFFIX}"):
+        name = f"C16/{treatment}_rise_at_claimed_updates_nats"
+        if f"{name}_low" in metrics:
+            low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
+            lines.append(
+                f"trained model, {treatment} against its reference: from the octave before update {CLAIMED_UPDATES} to "
+                f"the octave after it the word loss rises by {metrics[name]:+.4f} nats [{low:+.4f}, {high:+.4f}]"
+            )
+    return lines
 
 
 def _setting_row(result: StateResult) -> dict[str, object]:

@@ -16,7 +16,16 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from experiments.drift.configuration import CLAIMED_UPDATES, DriftExperiment, ModelPart, StateArm, StatePlan
+from experiments.drift.configuration import (
+    CLAIMED_UPDATES,
+    DriftExperiment,
+    ModelPart,
+    StateArm,
+    StatePlan,
+    autocast_treatments,
+    decay_treatments,
+    policy_treatments,
+)
 from experiments.fact_streams.configuration import ModelSizes, StreamStage, StreamTraining
 from experiments.fact_streams.spec import FactStreamSpec
 from experiments.harness.study import Scale
@@ -57,7 +66,9 @@ def _position_edges(mini_batch_size: int, positions: int) -> tuple[int, ...]:
 
 
 def _smoke() -> _Sizes:
-    """Seconds: every kind of arm and every treatment once. Its numbers mean nothing."""
+    """Seconds: every kind of arm and of treatment. Its numbers mean nothing."""
+    treatments = (*policy_treatments("fp32"), *autocast_treatments("fp32"), *decay_treatments())
+    kept = ("fp32", "bf16", "autocast_guarded", "autocast_unguarded", "fp32_decay", "bf16_decay")
     return _Sizes(
         seed_count=2,
         state=StatePlan(
@@ -85,7 +96,7 @@ def _smoke() -> _Sizes:
                 validation_streams=4, stages=(StreamStage(positions=32, streams_per_step=2, steps=4),),
             ),
             positions=128, streams=2, tokens_per_call=24, position_edges=(0, 16, 32, 64, 128),
-            distance_edges=(0, 4, 8, 32), near=4,
+            distance_edges=(0, 4, 8, 32), near=4, treatments=tuple(each for each in treatments if each.name in kept),
         ),
     )  # fmt: skip
 
