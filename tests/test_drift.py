@@ -219,7 +219,7 @@ def test_every_scale_looks_at_the_claimed_update_wherever_its_streams_reach_it(s
     part = experiment.model_part
     assert len({fingerprint(experiment.of_view(each)) for each in part.treatments}) == len(part.treatments)
     if scale != "smoke":
-        assert len(part.treatments) == 13
+        assert len(part.treatments) == 11
         place = part.claimed_position
         assert {place // 2, place, 2 * place, CLAIMED_UPDATES} <= set(part.position_edges)
         assert part.positions >= 100_000 and experiment.state.tokens >= 60_000
