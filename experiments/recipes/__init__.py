@@ -6,8 +6,10 @@ import inspect
 from dataclasses import dataclass
 from typing import Protocol
 
+from experiments.drift.study import DRIFT
 from experiments.harness.study import Experiment, Scale, Study
 from experiments.memory.study import MEMORY
+from experiments.recipes.bf16_drift import bf16_drift
 from experiments.recipes.kv_wraparound import kv_wraparound
 from experiments.recipes.llama_omni_stage1 import llama_omni_stage1
 from experiments.recipes.memory import memory
@@ -31,6 +33,7 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
+    "bf16-drift": Recipe(configure=bf16_drift, study=DRIFT),
     "kv-wraparound": Recipe(configure=kv_wraparound, study=WRAPAROUND),
     "llama-omni-stage1": Recipe(configure=llama_omni_stage1, study=spoken_study("llama-omni")),
     "memory": Recipe(configure=memory, study=MEMORY),
