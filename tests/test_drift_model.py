@@ -109,6 +109,7 @@ def measures_with(losses: list[float], recalled: float) -> StreamMeasures:
         position_edges=EDGES, distance_edges=(0, 16, 64), word_loss_sums=counts * losses, legal_sums=counts,
         word_counts=counts, recalled=numpy.array([[4.0, recalled]]), asked=numpy.full((1, 2), 4.0),
         answer_loss_sums=numpy.zeros((1, 2)), near_recalled=counts * recalled / 4, near_asked=counts,
+            excess_sums=counts * losses, near_loss_sums=counts,
     )  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def _train(experiment: DriftExperiment, work: ArmWork) -> dict[str, Tensor]:
     bytes_at_start = held_bytes()
     forget_peak()
     lm = build_model(part, experiment.seed)
-    module = FactStreamModule(lm, part.model.context, part.stream, part.training)
+    module = FactStreamModule(lm, part.stream, part.training)
     own = experiment.of_arm(MODEL)
     monitor = TTTMonitor(task.folder / "monitor")
     run = TrainingRun(
