@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import torch
 from moshi.models.lm import LMModel
 from torch import Tensor
 
-from backbones.moshi import build_lm, mount, ttt_layers
+from backbones.moshi import ttt_layers
 from experiments.endless.carried_training import CarriedStateModule, CarriedStreamData
 from experiments.endless.configuration import EndlessExperiment, Training, View
 from experiments.endless.measures import ViewMeasures, remembered_by_position, topic_curves
+from experiments.endless.models import build_with_ttt_on_top
 from experiments.endless.streaming import Streamed, probe_positions, stream_logits
 from experiments.endless.topics import with_topics
 from experiments.fact_streams.generate import FactStreams, draw_streams
 from experiments.fact_streams.measures import measure_streams
-from experiments.fact_streams.models import moshi_config
 from experiments.fact_streams.module import FactStreamData, FactStreamModule, stage_spec
 from experiments.fact_streams.spec import FactStreamSpec
 from experiments.harness import metric_names as names
@@ -55,13 +54,7 @@ def run_endless_arm(work: ArmWork) -> None:
 
 def build_model(experiment: EndlessExperiment, ttt: TTTConfig | None) -> LMModel:
     """The untrained model. All of a seed share every weight that is not TTT's own."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(experiment.seed)
-        lm = build_lm(moshi_config(experiment.model, experiment.stream, experiment.model.context))
-        torch.manual_seed(experiment.seed + 1)  # TTT's own weights do not depend on how many the model drew
-        if ttt is not None:
-            mount(lm, [experiment.model.num_layers - 1], ttt, "replace")
-    return lm
+    return build_with_ttt_on_top(experiment.model, experiment.stream, experiment.seed, ttt)
 
 
 def long_streams(experiment: EndlessExperiment) -> FactStreams:

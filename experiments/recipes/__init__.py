@@ -8,8 +8,10 @@ from typing import Protocol
 
 from experiments.endless.study import ENDLESS
 from experiments.harness.study import Experiment, Scale, Study
+from experiments.instability.study import INSTABILITY
 from experiments.memory.study import MEMORY
 from experiments.recipes.endless_stream import endless_stream
+from experiments.recipes.instability import instability
 from experiments.recipes.kv_wraparound import kv_wraparound
 from experiments.recipes.llama_omni_stage1 import llama_omni_stage1
 from experiments.recipes.memory import memory
@@ -35,6 +37,7 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "endless-stream": Recipe(configure=endless_stream, study=ENDLESS),
+    "instability": Recipe(configure=instability, study=INSTABILITY),
     "kv-wraparound": Recipe(configure=kv_wraparound, study=WRAPAROUND),
     "llama-omni-stage1": Recipe(configure=llama_omni_stage1, study=spoken_study("llama-omni")),
     "memory": Recipe(configure=memory, study=MEMORY),
