@@ -109,7 +109,7 @@ def tiny_module(window: int | None = 8) -> FactStreamModule:
         existing_text_padding_id=0,
     )  # fmt: skip
     torch.manual_seed(0)
-    return FactStreamModule(build_lm(config), window, SPEC, stream_training())
+    return FactStreamModule(build_lm(config), SPEC, stream_training())
 
 
 def test_the_text_is_predicted_from_earlier_positions_alone() -> None:

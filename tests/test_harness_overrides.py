@@ -87,8 +87,8 @@ def test_an_override_passes_the_owning_dataclass_own_checks() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["no-such-recipe"], "there is no recipe 'no-such-recipe'; there are llama-omni-stage1"),
-        ([], "name a recipe; there are llama-omni-stage1"),
+        (["no-such-recipe"], f"there is no recipe 'no-such-recipe'; there are {', '.join(RECIPES)}"),
+        ([], f"name a recipe; there are {', '.join(RECIPES)}"),
         (["llama-omni-stage1", "--arm", "ttt-mpl"], "no arm 'ttt-mpl'; it has ttt-mlp, ttt-linear"),
         (
             ["llama-omni-stage1", "--set", "arms.ttt-mlp.ttt.minibatch=16"],

@@ -58,6 +58,21 @@ def test_a_run_goes_from_running_to_killed_to_running_to_finished_under_one_id(s
     assert (finished.status, finished.metrics["train/loss"]) == ("FINISHED", 1.5)
 
 
+def test_a_run_that_goes_on_with_other_code_is_no_longer_of_a_clean_tree(
+    store: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, experiment = store
+    monkeypatch.setattr(tracking, "code_version", lambda: ("a" * 40, "false"))
+    run_id = RunLogger.start(uri, experiment, IDENTITY, {}).run_id
+    assert run_id is not None
+    RunLogger.reopen(uri, run_id)
+    assert tracking.read_run(uri, run_id).tags["git_dirty"] == "false"
+    monkeypatch.setattr(tracking, "code_version", lambda: ("b" * 40, "false"))
+    RunLogger.reopen(uri, run_id)
+    tags = tracking.read_run(uri, run_id).tags
+    assert (tags["git_commit"], tags["resumed_at_git_commit"], tags["git_dirty"]) == ("a" * 40, "b" * 40, "true")
+
+
 def test_a_step_that_was_repeated_counts_once(store: tuple[str, str]) -> None:
     uri, experiment = store
     logger = RunLogger.start(uri, experiment, IDENTITY, {})

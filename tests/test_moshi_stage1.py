@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ pytest.importorskip("moshi", reason="needs moshi; runs where `make setup` was")
 from moshi.modules.transformer import StreamingMultiheadAttention
 from torch.nn import functional
 
-from backbones.moshi import FRAME_RATE_HZ, attention_layers, build_lm, delayed_sequence, ttt_layers
+from backbones.moshi import FRAME_RATE_HZ, attention_layers, build_lm, delayed_sequence, ttt_layers, write_checkpoint
 from experiments.data import framing
 from experiments.harness import metric_names as names
 from experiments.harness import tracking
 from experiments.harness.stopping import InterruptedRunError
+from experiments.harness.tracking import RunLogger
 from experiments.spoken import metric_names as spoken_names
 from experiments.spoken.moshi import sample
 from experiments.spoken.moshi.configuration import MoshiExperiment
@@ -36,6 +38,24 @@ DELAYED = {"n_q": 11, "dep_q": 5, "delays": (0, 0, 1, 2, 1, 1, 0, 1, 1, 2, 1, 1)
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return open_workshop(tmp_path_factory.mktemp("moshi"), RECIPE)
+
+
+@dataclass(frozen=True)
+class TrainedArm:
+    """An arm that was trained in one go, and the run that it logged."""
+
+    config: MoshiExperiment
+    module: MoshiModule
+    logger: RunLogger
+
+
+@pytest.fixture(scope="module")
+def trained(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> TrainedArm:
+    config = config_of(inner_warmup_steps=3)
+    logger = workshop.logger(config, "ttt-mlp")
+    module = workshop.train(config, "ttt-mlp", tmp_path_factory.mktemp("whole"), logger=logger)
+    assert isinstance(module, MoshiModule)
+    return TrainedArm(config=config, module=module, logger=logger)
 
 
 def config_of(model: dict[str, object] | None = None, **training: object) -> MoshiExperiment:
@@ -125,11 +145,10 @@ def last_logits(module: MoshiModule, batch: MoshiBatch) -> torch.Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("arm", ["ttt-mlp", "full-attention"])
-def test_the_trained_model_streams_what_it_was_measured_on(workshop: Workshop, arm: str, tmp_path: Path) -> None:
-    config = config_of()
-    module = workshop.train(config, arm, tmp_path)
-    assert isinstance(module, MoshiModule)
-    module.eval().requires_grad_(False)
+def test_the_model_streams_what_it_is_measured_on(workshop: Workshop, trained: TrainedArm, arm: str) -> None:
+    config = trained.config
+    module = trained.module if arm == "ttt-mlp" else module_and_loader(config, arm)[0]
+    module.eval()
     frames = 150
     batch = MoshiLoader(module.model, config).batch(workshop.data.stages[0], [0])
     batch = dataclasses.replace(batch, codes=batch.codes[:, :, :frames])
@@ -190,18 +209,30 @@ def test_arms_start_from_the_same_weights_and_the_control_takes_ttts_bytes() -> 
     assert abs(ttt.bytes_fixed - window.bytes_fixed) < one_frame
 
 
-def test_a_resumed_run_is_the_uninterrupted_run(workshop: Workshop, tmp_path: Path) -> None:
-    config = config_of(inner_warmup_steps=3)
-    loggers = [workshop.logger(config, "ttt-mlp") for _ in range(2)]
-    whole = workshop.train(config, "ttt-mlp", tmp_path / "whole", logger=loggers[0])
+def test_a_resumed_run_is_the_uninterrupted_run(workshop: Workshop, trained: TrainedArm, tmp_path: Path) -> None:
+    config, whole = trained.config, trained.module
+    loggers = [trained.logger, workshop.logger(config, "ttt-mlp")]
     with pytest.raises(InterruptedRunError):
-        workshop.train(config, "ttt-mlp", tmp_path / "split", stop_after=AFTER_STEP_3, logger=loggers[1])
-    split = workshop.train(config, "ttt-mlp", tmp_path / "split", logger=loggers[1])
+        workshop.train(config, "ttt-mlp", tmp_path, stop_after=AFTER_STEP_3, logger=loggers[1])
+    split = workshop.train(config, "ttt-mlp", tmp_path, logger=loggers[1])
     expected, found = whole.state_dict(), split.state_dict()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     assert whole.last_validation == split.last_validation
     for metric in (names.TRAIN_LOSS, spoken_names.TRAIN_AUDIO_LOSS):
         assert len({tuple(tracking.read_history(workshop.uri, logger.run_id, metric)) for logger in loggers}) == 1
+
+
+def test_weights_come_from_a_published_folder_of_the_same_dimensions(tmp_path: Path) -> None:
+    config = config_of()
+    torch.manual_seed(9)
+    published = build_lm(config.model)
+    write_checkpoint(published, config.model, tmp_path)
+    loaded = build_model(config, config.arm("ttt-mlp"), tmp_path).state_dict()
+    shared = published.state_dict().keys() & loaded.keys()
+    assert "depformer_in.0.weight" in shared
+    assert [name for name in shared if not torch.equal(published.state_dict()[name], loaded[name])] == []
+    with pytest.raises(ValueError, match="no checkpoint of this config"):
+        build_model(config_of({"text_card": 513}), config.arm("ring"), tmp_path)
 
 
 def test_a_pretrained_model_trains_the_upper_mixers_and_the_depth_transformer_alone() -> None:

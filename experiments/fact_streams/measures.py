@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from experiments.fact_streams.generate import FactStreams
-from experiments.fact_streams.spec import FactStreamSpec
+from experiments.fact_streams.spec import SUCCESSOR_SHARES, FactStreamSpec
 from experiments.harness import metric_names as names
 
 Floats = NDArray[numpy.float64]
@@ -26,9 +26,10 @@ class StreamMeasures:
     """Sums over every stream's buckets; each array is (N, buckets).
 
     word_loss_sums, word_counts: nats of words by position (NaN sums where the text was not given but said).
+    excess_sums: the same nats above those that the grammar itself gives each word: 0 for who knows it.
     legal_sums: probability that the model gives to words the grammar allows, at the same places.
     recalled, asked: answers whose value was the likeliest token, and all of them, by distance. answer_loss_sums: nats.
-    near_recalled, near_asked: the same of facts stated a few positions ago, by the position of the answer.
+    near_recalled, near_asked, near_loss_sums: the same of facts stated a few positions ago, by the answer's position.
     """
 
     position_edges: tuple[int, ...]
@@ -36,16 +37,19 @@ class StreamMeasures:
     word_loss_sums: Floats
     legal_sums: Floats
     word_counts: Floats
+    excess_sums: Floats
     recalled: Floats
     asked: Floats
     answer_loss_sums: Floats
     near_recalled: Floats
     near_asked: Floats
+    near_loss_sums: Floats
 
     def metrics(self) -> dict[str, float]:
         """Means over all streams, one metric a bucket; buckets without any value are left out."""
         sections = (
             (names.LOSS_BY_POSITION, self.position_edges, self.word_loss_sums, self.word_counts),
+            (names.EXCESS_LOSS_BY_POSITION, self.position_edges, self.excess_sums, self.word_counts),
             (names.LEGAL_WORDS_BY_POSITION, self.position_edges, self.legal_sums, self.word_counts),
             (names.NEAR_RECALL_BY_POSITION, self.position_edges, self.near_recalled, self.near_asked),
             (names.RECALL_BY_DISTANCE, self.distance_edges, self.recalled, self.asked),
@@ -67,12 +71,20 @@ class StreamMeasures:
         """Mean nats per word of the positions first <= t < end, which must be edges."""
         return self._between(self.word_loss_sums, self.word_counts, self.position_edges, first, end)
 
+    def excess_between(self, first: int, end: int) -> float:
+        """Mean nats per word above the grammar's own."""
+        return self._between(self.excess_sums, self.word_counts, self.position_edges, first, end)
+
     def legal_between(self, first: int, end: int) -> float:
         return self._between(self.legal_sums, self.word_counts, self.position_edges, first, end)
 
     def near_recall_between(self, first: int, end: int) -> float:
         """Share recalled of the facts stated a few positions ago, of answers at first <= t < end."""
         return self._between(self.near_recalled, self.near_asked, self.position_edges, first, end)
+
+    def near_loss_between(self, first: int, end: int) -> float:
+        """Mean nats per answer that tells a fact stated a few positions ago, of answers at first <= t < end."""
+        return self._between(self.near_loss_sums, self.near_asked, self.position_edges, first, end)
 
     def recall_between(self, first: int, end: int) -> float:
         """Share recalled of the facts stated first <= d < end positions ago."""
@@ -114,7 +126,9 @@ def measure_streams(
     is_word = ~is_answer & is_known
     allowed = torch.from_numpy(spec.successors)[before[..., 0], before[..., 1]]  # (N, T, 3)
     legal = logits.float().softmax(dim=2).gather(2, allowed).sum(dim=2)
-    right = (logits.argmax(dim=2) == text) if said is None else said == text
+    # Of a model's own text too it is the likeliest token that counts: what was drawn from it would be right less often.
+    right = logits.argmax(dim=2) == text
+    excess = losses + torch.log(grammar_chances(text, before, spec))
     places = torch.arange(positions).expand_as(text)
     distances = streams.distances[:, :positions]
 
@@ -133,12 +147,22 @@ def measure_streams(
         word_loss_sums=by_position(losses if said is None else torch.full_like(losses, torch.nan)),
         legal_sums=by_position(legal),
         word_counts=by_position(ones),
+        excess_sums=by_position(excess if said is None else torch.full_like(excess, torch.nan)),
         recalled=by_distance(right.float()),
         asked=by_distance(ones),
         answer_loss_sums=by_distance(losses),
         near_recalled=by_position(right.float(), is_near),
         near_asked=by_position(ones, is_near),
+        near_loss_sums=by_position(losses, is_near),
     )
+
+
+def grammar_chances(text: Tensor, before: Tensor, spec: FactStreamSpec) -> Tensor:
+    """(N, T) chance that the grammar gives the word that stands there; 1 where it could not stand (an answer)."""
+    allowed = torch.from_numpy(spec.successors)[before[..., 0], before[..., 1]]
+    shares = torch.tensor(SUCCESSOR_SHARES).expand(*text.shape, -1)
+    chance = torch.where(allowed == text[..., None], shares, 0.0).sum(dim=2)
+    return torch.where(chance > 0, chance, 1.0)
 
 
 def words_before(text: Tensor, is_answer: Tensor, words: int) -> tuple[Tensor, Tensor]:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 import torch
 from lightning.pytorch import LightningDataModule
 from moshi.models.lm import LMModel
-from moshi.modules.transformer import set_attention_context
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 
+from backbones.moshi import attention_layers
 from experiments.fact_streams.configuration import StreamTraining
 from experiments.fact_streams.generate import FactStreams, draw_streams
 from experiments.fact_streams.spec import FactStreamSpec
@@ -41,28 +41,22 @@ def text_losses(logits: Tensor, text: Tensor) -> Tensor:
 
 
 class FactStreamModule(CountedModule):
-    """Trains one model; validates on streams as long as the longest of training.
+    """Trains one model; validates on streams as long as the longest of training."""
 
-    window: positions its attention sees; None for all.
-    """
-
-    def __init__(self, lm: LMModel, window: int | None, spec: FactStreamSpec, training: StreamTraining) -> None:
+    def __init__(self, lm: LMModel, spec: FactStreamSpec, training: StreamTraining) -> None:
         super().__init__(training, training.steps, training.validate_every_steps)
         self.lm = lm
-        self.window = window
         self.spec = spec
         self.training_plan = training
         self._word_losses: list[Tensor] = []
         self._answers: list[tuple[Tensor, Tensor]] = []
+        self._windows = {layer: attention.context for layer, attention in attention_layers(lm).items()}
 
     def positions_of(self, batch: FactStreams) -> int:
         return batch.text.numel()
 
     def backward_batch(self, batch: FactStreams) -> dict[str, float]:
-        narrowed = self.training_plan.stage_of(self.steps_done)[1].narrowed_window
-        if self.window is not None:
-            # The package's own function: it changes what is seen, not the size of a ring, which training has none of.
-            set_attention_context(self.lm, self.window if narrowed is None else min(narrowed, self.window))
+        self._narrow_windows(self.training_plan.stage_of(self.steps_done)[1].narrowed_window)
         losses = text_losses(text_logits(self.lm, batch.codes), batch.text)
         weights = torch.where(batch.is_answer, self.training_plan.answer_weight, 1.0)
         loss = (losses * weights).sum() / weights.sum()
@@ -70,10 +64,16 @@ class FactStreamModule(CountedModule):
         text_loss = float(losses.detach().mean())
         return {names.TRAIN_LOSS: float(loss.detach()), names.TRAIN_TEXT_LOSS: text_loss}
 
+    def _narrow_windows(self, positions: int | None) -> None:
+        """Lets every windowed attention see at most so many positions, or its own again; full attention stays full."""
+        for layer, attention in attention_layers(self.lm).items():
+            own = self._windows[layer]
+            if own is not None:
+                attention.context = own if positions is None else min(positions, own)
+
     def on_validation_epoch_start(self) -> None:
         self._word_losses, self._answers = [], []
-        if self.window is not None:
-            set_attention_context(self.lm, self.window)
+        self._narrow_windows(None)
 
     def validation_step(self, batch: FactStreams, batch_index: int) -> None:
         logits = text_logits(self.lm, batch.codes)

@@ -11,7 +11,10 @@ import torch
 from moshi.models.lm import LMGen, LMModel
 from torch import Tensor
 
-from experiments.fact_streams.generate import FactStreams
+MASK_BYTES_PER_PAIR = 19
+"""What the package's batched attention takes for every pair of positions of a stream (its mask and the steps to it)."""
+
+MASK_BYTES_AT_ONCE = 2e9
 
 
 def model_inputs(lm: LMModel, codes: Tensor) -> Tensor:
@@ -37,23 +40,23 @@ def streamed_logits(lm: LMModel, codes: Tensor, before_step: Callable[[int], Non
 
 @torch.no_grad()
 def batched_logits(lm: LMModel, codes: Tensor) -> Tensor:
-    """(N, T, V) text logits, teacher-forced, all positions in one call."""
-    return lm.forward_text(model_inputs(lm, codes))[1][:, 0]
+    """(N, T, V) text logits, teacher-forced, all positions in one call; as many streams at once as memory bears."""
+    rows = max(1, int(MASK_BYTES_AT_ONCE / (MASK_BYTES_PER_PAIR * codes.shape[2] ** 2)))
+    return torch.cat([lm.forward_text(part)[1][:, 0] for part in model_inputs(lm, codes).split(rows)])
 
 
 @torch.no_grad()
-def free_running(lm: LMModel, streams: FactStreams, seed: int) -> tuple[Tensor, Tensor]:
-    """Logits (N, T, V) and the text (N, T) that the model says itself, while it hears what the streams hold.
+def free_running(lm: LMModel, heard: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Logits (N, T, V) and the text (N, T) that the model says itself, while it hears `heard` (N, heard streams, T).
 
     Through the package's own `LMGen`, sampling from the model's distribution as it is (temperature 1, all tokens).
     """
     seen: list[Tensor] = []
     generator = LMGen(lm, use_sampling=True, temp_text=1.0, top_k_text=0, on_text_logits_hook=seen.append)
-    heard = streams.codes[:, 1:]
     said: list[Tensor] = []
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
-        with generator.streaming(len(streams)):
+        with generator.streaming(heard.shape[0]):
             for position in range(heard.shape[2]):
                 # What a call is given is read at its own offset: the position before, and nothing at the first.
                 given = heard[:, :, max(position - 1, 0)].unsqueeze(2)

@@ -1,4 +1,4 @@
-"""Means over seeds with their intervals."""
+"""Means over seeds and shares of seeds, with their intervals."""
 
 from __future__ import annotations
 
@@ -35,3 +35,27 @@ def estimate(values: Sequence[float]) -> Estimate:
         return Estimate(mean=mean, low=math.nan, high=math.nan, seeds=len(found))
     half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(found) - 1) * stats.sem(found))
     return Estimate(mean=mean, low=mean - half, high=mean + half, seeds=len(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShareOfSeeds:
+    """How many of so many seeds did something, with the exact 95 % interval (Clopper-Pearson) of the share.
+
+    For what differs widely from seed to seed: an interval of the mean then says more about the largest of them.
+    """
+
+    count: int
+    seeds: int
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.count} of {self.seeds} seeds [{self.low:.2f}, {self.high:.2f}]"
+
+
+def share_of_seeds(did: Sequence[bool]) -> ShareOfSeeds:
+    """Of one answer a seed; without any seed every share is possible."""
+    if not did:
+        return ShareOfSeeds(count=0, seeds=0, low=0.0, high=1.0)
+    interval = stats.binomtest(sum(did), len(did)).proportion_ci(CONFIDENCE, method="exact")
+    return ShareOfSeeds(count=sum(did), seeds=len(did), low=float(interval.low), high=float(interval.high))

@@ -18,6 +18,7 @@ VALIDATION_PERPLEXITY = "validation/text_perplexity"
 VALIDATION_CTC_LOSS = "validation/ctc_loss_nats_per_unit"
 
 LOSS_BY_POSITION = "loss_by_position"
+EXCESS_LOSS_BY_POSITION = "excess_loss_by_position"
 LEGAL_WORDS_BY_POSITION = "legal_words_by_position"
 NEAR_RECALL_BY_POSITION = "near_recall_by_position"
 RECALL_BY_DISTANCE = "recall_by_distance"

@@ -34,12 +34,16 @@ def run_experiment(config: Experiment, study: Study, options: RunOptions) -> int
     print(f"{config.recipe} at scale {config.scale}, seed {config.seed}: {count} -> {folder}", flush=True)
     data = study.prepare(config, options)
     parent = _open_parent(config, folder, uri, experiment_id, options)
-    tasks = _tasks(config, study, arms, folder, (uri, experiment_id, parent.run_id), data, options)
-    interrupted = run_arms(tasks, arms_at_once(len(tasks)))
-    finished = [_finished(task, uri) for task in tasks]
-    all_finished = all(arm.outcome is not None and arm.outcome.status == "FINISHED" for arm in finished)
+    every = _tasks(config, study, config.arm_names, folder, (uri, experiment_id, parent.run_id), data, options)
+    interrupted = run_arms([task for task in every if task.arm in arms], arms_at_once(len(every)))
+    finished = [_finished(task, uri) for task in every]
+    # Arms that were neither asked for now nor run before are no part of the report, and the experiment is not whole.
+    begun = [arm for arm in finished if arm.outcome is not None or arm.task.arm in arms]
+    all_finished = all(arm.outcome is not None and arm.outcome.status == "FINISHED" for arm in begun)
+    is_whole = len(begun) == len(finished)
     status: RunStatus = "KILLED" if interrupted else "FINISHED" if all_finished else "FAILED"
-    _report(config, study, folder, (uri, experiment_id), parent, finished, status)
+    parent.set_tag("has_every_arm", str(is_whole and all_finished).lower())
+    _report(config, study, folder, (uri, experiment_id), parent, begun, status, is_whole and all_finished)
     print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
     if interrupted:
         print(f"interrupted and saved; go on with:\n  {options.command} --resume", flush=True)
@@ -65,7 +69,7 @@ def _tasks(
     """Every arm under every seed; all arms of a seed before those of the next, so that early results are whole."""
     uri, experiment_id, parent_run_id = store
     several = len(config.seeds) > 1
-    threads = threads_per_arm(sum(len(config.seeds_of(arm)) for arm in config.arm_names))
+    threads = threads_per_arm(sum(len(config.seeds_of(arm)) for arm in arms))
 
     def place(arm: str, seed: int) -> Path:
         return folder / (f"{arm}-seed{seed}" if several and len(config.seeds_of(arm)) > 1 else arm)
@@ -117,14 +121,15 @@ def _finished(task: ArmTask, uri: str) -> FinishedArm:
 
 def _report(
     config: Experiment, study: Study, folder: Path, store: tuple[str, str], parent: RunLogger,
-    finished: Sequence[FinishedArm], status: RunStatus,
+    finished: Sequence[FinishedArm], status: RunStatus, is_whole: bool,
 ) -> None:  # fmt: skip
     """Prints the table and where to look; attaches table, figures and other files to the parent run."""
     report = Report(table="no arm was run")
     try:
         report = study.report(config, folder, store[0], finished)
         (folder / TABLE_FILE).write_text(report.table + "\n")
-        parent.log_metrics(report.metrics)
+        if is_whole:  # what was judged of a part of the arms would stand in for the whole
+            parent.log_metrics(report.metrics)
         for path in (folder / TABLE_FILE, *report.files):
             parent.log_artifact(path)
         for path in report.figures:

@@ -12,12 +12,12 @@ def human_bytes(count: float) -> str:
     raise AssertionError("unreachable")
 
 
-def aligned(rows: list[list[str]]) -> str:
-    """First column left, numbers right, a rule under the header."""
+def aligned(rows: list[list[str]], text_columns: int = 2) -> str:
+    """The first `text_columns` to the left, numbers behind them to the right, a rule under the header."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
+            cell.ljust(width) if i < text_columns else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows

@@ -140,8 +140,14 @@ class RunLogger(MLFlowLogger):
 
     @classmethod
     def reopen(cls, uri: str, run_id: str) -> RunLogger:
-        """Continues an interrupted run under its own id."""
-        MlflowClient(uri).update_run(run_id, status="RUNNING")
+        """Continues an interrupted run under its own id; one that goes on with other code counts as of a dirty tree."""
+        client = MlflowClient(uri)
+        commit, dirty = code_version()
+        before = client.get_run(run_id).data.tags
+        if (commit, dirty) != (before.get("git_commit"), before.get("git_dirty")):
+            client.set_tag(run_id, "resumed_at_git_commit", commit)
+            client.set_tag(run_id, "git_dirty", "true")
+        client.update_run(run_id, status="RUNNING")
         return cls(uri, run_id)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

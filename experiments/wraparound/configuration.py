@@ -24,16 +24,19 @@ class Training:
     """One trained model.
 
     length: "inside" never sees more than `context` positions, "past" sees several times as many.
-    window: positions its attention sees in training, None for all. sinks: first positions pinned in front of it.
-    ttt, mode: what is mounted in the top layer; None leaves its attention alone.
+    window: positions its attention sees in training, None for all. top_window: those of the top layer, where they
+    are others. sinks: first positions pinned in front of the window.
+    ttt, mode: what is mounted in the top layer; None leaves its attention alone. seed_count: seeds it is trained with.
     """
 
     name: str
     length: TrainedLength
     window: int | None
+    top_window: int | None = None
     sinks: int = 0
     ttt: TTTConfig | None = None
     mode: MountMode = "replace"
+    seed_count: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +66,17 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewPlan:
-    """What every view is measured on.
+    """What every view is measured on: many short streams around the first wrap, and fewer long ones.
 
-    positions: of a stream; at least 16 contexts. streams: a seed. recomputed_streams: of these, the ones that are
-    recomputed at every position. position_edges, distance_edges: of the buckets. near: facts stated less than that
-    many positions ago are near ones, which every window holds.
+    onset_streams: of two contexts, with distances as in the training inside the context, so that what is heard before
+        the wrap and after it is alike. onset_edges: of their buckets.
+    positions: of a long stream, at least 16 contexts. streams: long ones a seed. recomputed_streams: of these, the
+        ones that are recomputed at every position. position_edges, distance_edges: of the buckets.
+    near: facts stated less than that many positions ago are near ones, which every window holds.
     """
 
+    onset_streams: int
+    onset_edges: tuple[int, ...]
     positions: int
     streams: int
     recomputed_streams: int
@@ -88,7 +95,6 @@ class WraparoundExperiment:
     recipe: str
     scale: Scale
     seed: int
-    seed_count: int
     model: ModelSizes
     stream: FactStreamSpec
     inside: StreamTraining
@@ -103,8 +109,8 @@ class WraparoundExperiment:
         if len(set(names)) != len(names) or MECHANICS in names:
             raise ValueError(f"trainings need different names, none of them {MECHANICS!r}; got {names}")
         views = [view.name for view in self.views]
-        if len(set(views)) != len(views):
-            raise ValueError(f"views need different names, got {views}")
+        if len({*views, *names}) != len(views) + len(names):
+            raise ValueError(f"views need names that no other view and no training has, got {views} beside {names}")
         for view in self.views:
             if view.training not in names:
                 raise ValueError(f"view {view.name!r} is of training {view.training!r}; there are {', '.join(names)}")
@@ -121,10 +127,10 @@ class WraparoundExperiment:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        return tuple(range(self.seed, self.seed + self.seed_count))
+        return tuple(range(self.seed, self.seed + max(training.seed_count for training in self.trainings)))
 
     def seeds_of(self, arm: str) -> tuple[int, ...]:
-        return self.seeds[:1] if arm == MECHANICS else self.seeds
+        return self.seeds[: 1 if arm == MECHANICS else self.training(arm).seed_count]
 
     @property
     def arm_names(self) -> tuple[str, ...]:
@@ -134,7 +140,8 @@ class WraparoundExperiment:
         return None
 
     def with_seed(self, seed: int) -> WraparoundExperiment:
-        return dataclasses.replace(self, seed=seed, seed_count=1)
+        rows = tuple(dataclasses.replace(training, seed_count=1) for training in self.trainings)
+        return dataclasses.replace(self, seed=seed, trainings=rows)
 
     def with_weights(self, digest: str) -> WraparoundExperiment:
         raise ValueError(f"{self.recipe} trains its models from scratch; --weights has nothing to load into")
@@ -162,7 +169,7 @@ class WraparoundExperiment:
             "model": plain_values(self.model),
             "stream": plain_values(self.stream),
             "training": plain_values(self.stream_training(training)),
-            "arm": plain_values(training),
+            "arm": plain_values(dataclasses.replace(training, seed_count=1)),
         }
 
     def of_view(self, view: View) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,14 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.harness import metric_names as names
-from experiments.harness.estimates import Estimate
 from experiments.wraparound.configuration import WraparoundExperiment
 from experiments.wraparound.results import ViewResult
 
 RESOLUTION_DOTS_PER_INCH = 130
 MAIN_ARMS = {
     "inside": ("ring-inside", "sinks-inside", "recomputed-inside", "full-inside"),
-    "past": ("ring-past", "sinks-past", "full-past", "ttt-past", "ttt-and-window-past"),
+    "past": ("ring-past", "wide-window-past", "full-past", "ttt-past", "ttt-and-window-past"),
 }
 """What the main figure shows, one row a training length. Every other view is in the table."""
 
@@ -44,22 +44,24 @@ def _main_figure(path: Path, experiment: WraparoundExperiment, views: Mapping[st
         shown = [views[arm] for arm in arms if arm in views]
         left, middle, right = grid[row]
         for view in shown:
-            _draw_by_bucket(left, view, names.LOSS_BY_POSITION, experiment.view_plan.position_edges)
-            _draw_by_bucket(middle, view, names.NEAR_RECALL_BY_POSITION, experiment.view_plan.position_edges)
-            _draw_by_bucket(right, view, names.RECALL_BY_DISTANCE, experiment.view_plan.distance_edges)
-        title = f"trained on {trained} positions ({length} the context)"
-        left.set(title=f"Local loss by position: {title}", ylabel="nats per word")
-        near = f"share recalled of facts heard less than {experiment.view_plan.near} positions ago"
+            _draw_by_position(left, view, names.EXCESS_LOSS_BY_POSITION, experiment)
+            _draw_by_position(middle, view, names.NEAR_RECALL_BY_POSITION, experiment)
+            _draw(right, view, _buckets(names.RECALL_BY_DISTANCE, experiment.view_plan.distance_edges))
+        title = f"trained on {trained} positions"
+        left.set(title=f"Loss by position: {title}", ylabel="nats per word above the grammar's")
+        near = f"recall of facts up to {experiment.view_plan.near - 1} positions old"
         middle.set(title=f"Near recall by position: {title}", ylabel=near)
         right.set(title=f"Recall by distance: {title}", ylabel="share of facts recalled")
-        left.axhline(experiment.stream.word_entropy_nats, color="grey", linestyle=":", label="no model can go below")
+        left.axhline(0.0, color="grey", linestyle=":", label="knows the grammar")
         for axes in (middle, right):
             axes.axhline(experiment.stream.chance_recall, color="grey", linestyle=":", label="guessing")
             axes.set_ylim(-0.03, 1.03)
         _finish_positions(left, experiment, trained, "position in the stream")
         _finish_positions(middle, experiment, trained, "position in the stream")
         _finish_positions(right, experiment, None, "positions between statement and answer")
-    figure.suptitle(f"{experiment.recipe}, scale {experiment.scale}: what happens when the ring wraps")
+    figure.suptitle(
+        f"{experiment.recipe}, scale {experiment.scale}: what happens when the ring wraps (median and range of seeds)"
+    )
     figure.savefig(path, dpi=RESOLUTION_DOTS_PER_INCH)
     return path
 
@@ -71,10 +73,10 @@ def _sweep_figure(path: Path, experiment: WraparoundExperiment, views: Mapping[s
         for arm in SWEEP:
             if f"{arm}-{length}" in views:
                 view = views[f"{arm}-{length}"]
-                line = _draw_by_bucket(axes, view, names.LOSS_BY_POSITION, experiment.view_plan.position_edges)
+                line = _draw_by_position(axes, view, names.EXCESS_LOSS_BY_POSITION, experiment)
                 assert view.view.window is not None
                 axes.axvline(view.view.window, color=line.get_color(), linestyle="--", linewidth=0.8)
-        axes.set(title=f"Windows swept: trained on {trained} positions", ylabel="nats per word")
+        axes.set(title=f"Windows swept: trained on {trained} positions", ylabel="nats per word above the grammar's")
         _finish_positions(axes, experiment, trained, "position in the stream (dashed: end of each window)", wrap=False)
     figure.savefig(path, dpi=RESOLUTION_DOTS_PER_INCH)
     return path
@@ -86,26 +88,35 @@ def _free_running_figure(path: Path, experiment: WraparoundExperiment, views: Ma
         for arm in ("ring", "free", "ttt", "free-ttt"):
             if f"{arm}-{length}" in views:
                 view = views[f"{arm}-{length}"]
-                _draw_by_bucket(axes, view, names.LEGAL_WORDS_BY_POSITION, experiment.view_plan.position_edges)
+                _draw_by_position(axes, view, names.LEGAL_WORDS_BY_POSITION, experiment)
         axes.set(title=f"Own words read back ({length})", ylabel="probability given to words the grammar allows")
         _finish_positions(axes, experiment, None, "position in the stream")
     figure.savefig(path, dpi=RESOLUTION_DOTS_PER_INCH)
     return path
 
 
-def _draw_by_bucket(axes: Axes, view: ViewResult, section: str, edges: Sequence[int]) -> Line2D:
-    """Mean over seeds at the middle of each bucket with its interval as a band; gives the line."""
-    rows = [(bucket, view.metric(names.bucket_name(section, *bucket))) for bucket in names.buckets(edges)]
-    kept: list[tuple[float, Estimate]] = [
-        (math.sqrt(max(first, 1) * end), found) for (first, end), found in rows if math.isfinite(found.mean)
-    ]
-    places = numpy.array([place for place, _ in kept])
-    [line] = axes.plot(places, [found.mean for _, found in kept], marker="o", markersize=3, label=view.view.name)
-    bands = [(place, found) for place, found in kept if math.isfinite(found.low)]
-    axes.fill_between(
-        [place for place, _ in bands], [found.low for _, found in bands], [found.high for _, found in bands],
-        color=line.get_color(), alpha=0.15,
-    )  # fmt: skip
+def _buckets(section: str, edges: Sequence[int]) -> dict[str, tuple[int, int]]:
+    """Metric -> the bucket it is of."""
+    return {names.bucket_name(section, *bucket): bucket for bucket in names.buckets(edges)}
+
+
+def _draw_by_position(axes: Axes, view: ViewResult, section: str, experiment: WraparoundExperiment) -> Line2D:
+    """Of the short streams up to the second wrap, of the long ones from there on."""
+    plan, second_wrap = experiment.view_plan, 2 * experiment.model.context
+    late = {name: bucket for name, bucket in _buckets(section, plan.position_edges).items() if bucket[0] >= second_wrap}
+    return _draw(axes, view, _buckets(f"onset_{section}", plan.onset_edges) | late)
+
+
+def _draw(axes: Axes, view: ViewResult, metrics: Mapping[str, tuple[int, int]]) -> Line2D:
+    """Median over seeds at the middle of each bucket, the range of the seeds as a band; gives the line."""
+    rows = []
+    for name, (first, end) in metrics.items():
+        values = [logged[name] for logged in view.metrics if name in logged]
+        if values:
+            rows.append((math.sqrt(max(first, 1) * end), statistics.median(values), min(values), max(values)))
+    places, middle, low, high = (numpy.array(column) for column in zip(*rows, strict=True)) if rows else [[]] * 4
+    [line] = axes.plot(places, middle, marker="o", markersize=3, label=view.view.name)
+    axes.fill_between(places, low, high, color=line.get_color(), alpha=0.15)
     return line
 
 

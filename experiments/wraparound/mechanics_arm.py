@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy
 
 from experiments.harness.study import ArmWork
+from experiments.wraparound.claimed import largest_change_of_earlier_outputs
 from experiments.wraparound.configuration import WraparoundExperiment
 from experiments.wraparound.mechanics.measure import measure_mechanics
 
@@ -26,7 +27,8 @@ def run_mechanics(experiment: WraparoundExperiment, work: ArmWork) -> None:
     if not releases:
         work.logger.set_tag("older_rings", "not measured; `make older-moshi` fetches the releases")
     report = measure_mechanics(experiment.mechanics.with_older_releases(*releases))
-    work.logger.log_metrics(report.metrics)
+    largest = {"causality/largest_change_of_earlier_outputs": largest_change_of_earlier_outputs(report.metrics)}
+    work.logger.log_metrics(report.metrics | largest)
     path = work.task.folder / ARRAYS_FILE
     numpy.savez_compressed(path, **{name.replace("/", "."): array for name, array in report.arrays.items()})
     work.logger.log_artifact(path)

@@ -6,7 +6,7 @@ import torch
 from moshi.models.lm import LMModel
 from torch import Tensor
 
-from backbones.moshi import build_lm, mount
+from backbones.moshi import build_lm, mount, set_context
 from experiments.fact_streams.models import moshi_config
 from experiments.wraparound.configuration import Training, WraparoundExperiment
 
@@ -27,9 +27,9 @@ def build_viewed(
 
 def _build(experiment: WraparoundExperiment, training: Training, window: int | None, sinks: int) -> LMModel:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(experiment.seed)
+        torch.manual_seed(2 * experiment.seed)
         lm = build_lm(moshi_config(experiment.model, experiment.stream, window))
-        torch.manual_seed(experiment.seed + 1)  # TTT's own weights do not depend on how many the model drew
+        torch.manual_seed(2 * experiment.seed + 1)  # TTT's own weights do not depend on how many the model drew
         top = experiment.model.num_layers - 1
         if training.ttt is not None:
             mount(
@@ -37,4 +37,6 @@ def _build(experiment: WraparoundExperiment, training: Training, window: int | N
             )
         elif sinks and window is not None:
             mount(lm, [], window=window, sinks=sinks)
+        elif training.top_window is not None:
+            set_context(lm, training.top_window, layers=[top])
     return lm

@@ -14,16 +14,17 @@ from experiments.harness.estimates import Estimate, estimate
 from experiments.harness.outcomes import read_outcome
 from experiments.harness.study import FinishedArm
 from experiments.wraparound.configuration import View, WraparoundExperiment
-from experiments.wraparound.training import MEASURES_FILE
+from experiments.wraparound.training import LONG_FILE, ONSET_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewResult:
-    """One view under every seed that finished: measures and logged metrics, in the seeds' order."""
+    """One view under every seed that finished, in the seeds' order. long: empty for a view that ends at the wrap."""
 
     view: View
     seeds: tuple[int, ...]
-    measures: tuple[StreamMeasures, ...]
+    onset: tuple[StreamMeasures, ...]
+    long: tuple[StreamMeasures, ...]
     metrics: tuple[dict[str, float], ...]
 
     def metric(self, name: str) -> Estimate:
@@ -31,23 +32,21 @@ class ViewResult:
 
 
 def read_views(experiment: WraparoundExperiment, finished: Sequence[FinishedArm], uri: str) -> dict[str, ViewResult]:
-    """Views in the configuration's order, each under the seeds that all of them finished, so that arms are compared
-    under the same seeds. A view that no seed finished is left out."""
+    """Views in the configuration's order, each under the seeds it finished; one that none finished is left out."""
     folders: dict[str, list[tuple[int, Path]]] = {view.name: [] for view in experiment.views}
     for arm in finished:
         for path in sorted((arm.task.folder / "views").glob("*")):
             if path.name in folders and is_finished(path):
                 folders[path.name].append((arm.seed, path))
     results = {}
-    begun = [{seed for seed, _ in rows} for rows in folders.values() if rows]
-    common = set.intersection(*begun) if begun else set[int]()
     for view in experiment.views:
-        rows = sorted((seed, path) for seed, path in folders[view.name] if seed in common)
+        rows = sorted(folders[view.name])
         if rows:
             results[view.name] = ViewResult(
                 view=view,
                 seeds=tuple(seed for seed, _ in rows),
-                measures=tuple(StreamMeasures.load(path / MEASURES_FILE) for _, path in rows),
+                onset=tuple(StreamMeasures.load(path / ONSET_FILE) for _, path in rows),
+                long=tuple(StreamMeasures.load(path / LONG_FILE) for _, path in rows if (path / LONG_FILE).is_file()),
                 metrics=tuple(_logged(uri, path) for _, path in rows),
             )
     return results

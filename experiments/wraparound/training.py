@@ -4,37 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from moshi.models.lm import LMModel
 from torch import Tensor
 
 from backbones.moshi import describe, ttt_layers
-from experiments.fact_streams import reading
-from experiments.fact_streams.generate import FactStreams, draw_streams
-from experiments.fact_streams.measures import StreamMeasures, measure_streams
-from experiments.fact_streams.module import FactStreamData, FactStreamModule, stage_spec
-from experiments.fact_streams.spec import FactStreamSpec
+from experiments.fact_streams.module import FactStreamData, FactStreamModule
 from experiments.harness import metric_names as names
 from experiments.harness.arm_process import is_finished, open_run
 from experiments.harness.callbacks import InnerWeightWatch
-from experiments.harness.checkpoints import CheckpointFolder, read_checkpoint
+from experiments.harness.checkpoints import CheckpointFolder
 from experiments.harness.identity import fingerprint, flattened
 from experiments.harness.lightning_run import TrainingRun, train
 from experiments.harness.memory import forget_peak, held_bytes
 from experiments.harness.outcomes import Outcome
 from experiments.harness.stopping import InterruptedRunError
 from experiments.harness.study import ArmWork
-from experiments.harness.tracking import RunLogger
-from experiments.wraparound import viewing
+from experiments.harness.tracking import RunLogger, RunStatus
 from experiments.wraparound.configuration import MECHANICS, Training, View, WraparoundExperiment
+from experiments.wraparound.measuring import ViewStreams, device, measure_view, view_streams
 from experiments.wraparound.mechanics_arm import run_mechanics
 from experiments.wraparound.models import build_trained, build_viewed
 from ttt_core import TTTMonitor
 
-MEASURES_FILE = "measures.npz"
-VIEW_DRAW = 2_000_003
-"""Second number of the seed of the streams that views are measured on: no training step draws it."""
-
+LONG_FILE = "long_streams.npz"
+ONSET_FILE = "onset_streams.npz"
 MONITOR_EVERY_STEPS = 100
 
 
@@ -57,19 +50,12 @@ def run_wraparound_arm(work: ArmWork) -> None:
         _run_view(experiment, training, view, weights, streams, folder, work)
 
 
-def view_streams(experiment: WraparoundExperiment) -> FactStreams:
-    """The streams all views of a seed are measured on, whatever was trained."""
-    plan = experiment.view_plan
-    spec = stage_spec(experiment.stream, plan.positions, FactStreamSpec.shortest_distance)
-    return draw_streams(spec, plan.streams, plan.positions, (experiment.seed, VIEW_DRAW))
-
-
 def _train(experiment: WraparoundExperiment, training: Training, work: ArmWork) -> LMModel:
     task, plan = work.task, experiment.stream_training(training)
     bytes_at_start = held_bytes()
     forget_peak()
     lm = build_trained(experiment, training)
-    module = FactStreamModule(lm, training.window, experiment.stream, plan)
+    module = FactStreamModule(lm, experiment.stream, plan)
     own = experiment.of_arm(training.name)
     checkpoints = CheckpointFolder(task.folder / "checkpoints", fingerprint(own), flattened(own))
     monitor = None if training.ttt is None else TTTMonitor(task.folder / "monitor")
@@ -96,39 +82,37 @@ def _train(experiment: WraparoundExperiment, training: Training, work: ArmWork) 
     return lm.cpu()
 
 
-def trained_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of a finished training's model, by the model's own names."""
-    stored = read_checkpoint(folder / "checkpoints" / "last.ckpt")["weights"]
-    return {name.removeprefix("lm."): tensor for name, tensor in stored.items()}
-
-
 def _run_view(
     experiment: WraparoundExperiment, training: Training, view: View, weights: dict[str, Tensor],
-    streams: FactStreams, folder: Path, work: ArmWork,
+    streams: ViewStreams, folder: Path, work: ArmWork,
 ) -> None:  # fmt: skip
     """Measures one view under a run of its own, which fails with whatever goes wrong in it."""
     logger = open_run(work.task, view.name, experiment.of_view(view), folder)
     try:
-        measures, extra = measure(experiment, training, view, weights, streams)
-        measures.save(folder / MEASURES_FILE)
-        lm = build_viewed(experiment, training, view.window, view.sinks, weights)
-        logger.log_metrics(measures.metrics() | extra | _memory(lm) | {
-            names.RECALL_CHANCE: experiment.stream.chance_recall,
-        })  # fmt: skip
-        logger.log_artifact(folder / MEASURES_FILE)
+        lm = build_viewed(experiment, training, view.window, view.sinks, weights).to(device())
+        found = measure_view(experiment, view, lm, streams)
+        found.onset.save(folder / ONSET_FILE)
+        written = [folder / ONSET_FILE]
+        if found.long is not None:
+            found.long.save(folder / LONG_FILE)
+            written.append(folder / LONG_FILE)
+        parameters = float(sum(parameter.numel() for parameter in lm.parameters()))
+        chance = experiment.stream.chance_recall
+        fixed = {names.RECALL_CHANCE: chance, names.TRAINED_PARAMETERS: parameters}
+        logger.log_metrics(found.metrics() | _memory(lm) | fixed)
+        for path in written:
+            logger.log_artifact(path)
     except BaseException as error:
         _close(logger, folder, "FAILED", f"{type(error).__name__}: {error}")
         raise
     _close(logger, folder, "FINISHED", "")
 
 
-def _close(logger: RunLogger, folder: Path, status: str, message: str) -> None:
+def _close(logger: RunLogger, folder: Path, status: RunStatus, message: str) -> None:
     if message:
         logger.set_tag("end_message", message)
-    logger.close("FINISHED" if status == "FINISHED" else "FAILED")
-    Outcome(status="FINISHED" if status == "FINISHED" else "FAILED", run_id=logger.run_id, message=message).write(
-        folder
-    )
+    logger.close(status)
+    Outcome(status=status, run_id=logger.run_id, message=message).write(folder)
 
 
 def _memory(lm: LMModel) -> dict[str, float]:
@@ -138,41 +122,3 @@ def _memory(lm: LMModel) -> dict[str, float]:
         names.STATE_BYTES_FIXED: float(memory.bytes_fixed),
         names.STATE_BYTES_PER_POSITION: float(memory.bytes_per_position),
     }
-
-
-def measure(
-    experiment: WraparoundExperiment, training: Training, view: View, weights: dict[str, Tensor], streams: FactStreams
-) -> tuple[StreamMeasures, dict[str, float]]:
-    """The view's measures, and what only its kind has to tell."""
-    lm = build_viewed(experiment, training, view.window, view.sinks, weights)
-    plan, said, extra = experiment.view_plan, None, dict[str, float]()
-    if view.kind == "batched":
-        logits = reading.batched_logits(lm, streams.codes)
-    elif view.kind == "streamed":
-        logits = reading.streamed_logits(lm, streams.codes)
-        extra = {
-            names.STREAMED_AGAINST_BATCHED: _relative_difference(reading.batched_logits(lm, streams.codes), logits)
-        }
-    elif view.kind == "recomputed":
-        assert view.window is not None
-        streams = streams.rows(0, plan.recomputed_streams)
-        logits = viewing.recomputed_logits(lm, streams.codes, view.window, view.has_start_token)
-    elif view.kind == "first_positions_hidden":
-        assert view.window is not None
-        inside = streams.codes[:, :, : view.window]
-        logits = viewing.first_positions_hidden_logits(lm, inside, view.hidden, view.window // 2)
-    elif view.kind == "ttt_state_reset":
-        assert view.reset_every is not None
-        logits = viewing.ttt_state_reset_logits(lm, streams.codes, view.reset_every)
-    else:
-        logits, said = reading.free_running(lm, streams, experiment.seed)
-    measures = measure_streams(
-        logits, said, streams, experiment.stream, plan.position_edges, plan.distance_edges, plan.near
-    )
-    return measures, extra
-
-
-@torch.no_grad()
-def _relative_difference(expected: Tensor, found: Tensor) -> float:
-    """Largest difference over the largest size of what is expected."""
-    return float((found - expected).abs().max() / expected.abs().max())
