@@ -175,7 +175,7 @@ def test_a_carried_step_has_the_gradients_of_a_truncated_graph_and_skips_blind_w
     config = smoke()
     ttt = config.trainings[1].ttt
     lm = build_model(config, ttt)
-    module = CarriedStateModule(lm, config.model.context, config.stream, config.training, 4)
+    module = CarriedStateModule(lm, config.stream, config.training, 4)
     module.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
     first, second = (carried_data(config).training_batch(step) for step in (1, 2))
     module.backward_batch(first)
@@ -211,7 +211,7 @@ def test_what_is_carried_is_part_of_a_checkpoint() -> None:
     config = smoke()
     module, other = (
         CarriedStateModule(
-            build_model(config, config.trainings[1].ttt), 4, config.stream, config.training, config.words_left_out
+            build_model(config, config.trainings[1].ttt), config.stream, config.training, config.words_left_out
         )
         for _ in range(2)
     )

@@ -77,9 +77,8 @@ def _train(experiment: EndlessExperiment, training: Training, work: ArmWork) -> 
     bytes_at_start = held_bytes()
     forget_peak()
     lm = build_model(experiment, training.ttt)
-    window = experiment.model.context
     if training.carries_state:
-        module = CarriedStateModule(lm, window, experiment.stream, plan, experiment.words_left_out)
+        module = CarriedStateModule(lm, experiment.stream, plan, experiment.words_left_out)
         data = CarriedStreamData(
             experiment.stream,
             plan,
@@ -89,7 +88,7 @@ def _train(experiment: EndlessExperiment, training: Training, work: ArmWork) -> 
             lambda: module.steps_done,
         )
     else:
-        module = FactStreamModule(lm, window, experiment.stream, plan)
+        module = FactStreamModule(lm, experiment.stream, plan)
         data = FactStreamData(experiment.stream, plan, experiment.seed, lambda: module.steps_done)
     own = experiment.of_arm(training.name)
     monitor = None if training.ttt is None else TTTMonitor(task.folder / "monitor")

@@ -99,10 +99,8 @@ class CarriedStateModule(FactStreamModule):
     The states are buffers, so that a checkpoint holds them and a resumed run is the uninterrupted one.
     """
 
-    def __init__(
-        self, lm: LMModel, window: int | None, spec: FactStreamSpec, training: StreamTraining, words_left_out: int
-    ) -> None:
-        super().__init__(lm, window, spec, training)
+    def __init__(self, lm: LMModel, spec: FactStreamSpec, training: StreamTraining, words_left_out: int) -> None:
+        super().__init__(lm, spec, training)
         self.words_left_out = words_left_out
         [stage] = training.stages
         for layer, ttt in ttt_layers(lm).items():

@@ -34,7 +34,7 @@ def run_instability_arm(work: ArmWork) -> None:
     forget_peak()
     plan = experiment.training_of(arm)
     lm = build_with_ttt_on_top(experiment.model, experiment.stream, experiment.seed, arm.ttt)
-    module = FactStreamModule(lm, experiment.model.context, experiment.stream, plan)
+    module = FactStreamModule(lm, experiment.stream, plan)
     data = FactStreamData(experiment.stream, plan, experiment.seed, lambda: module.steps_done)
     own = experiment.of_arm(arm.name)
     monitor = TTTMonitor(task.folder / "monitor")
