@@ -312,6 +312,8 @@ def test_findings_read_planted_forgetting_growth_and_recovery(tmp_path: Path) ->
     assert found["recall_lost_with_age"].mean == pytest.approx(1.0)
     assert found["recall_against_control_old"].mean == pytest.approx(-1.0)
     assert found["recall_against_control_young"].mean == pytest.approx(0.0)
+    assert found["recall_against_control_gained_with_age"].mean == pytest.approx(-1.0)
+    assert found["word_loss_against_control_gained_with_age"].mean > 1.0
     assert found["norm_growth_exponent"].mean == pytest.approx(0.5, abs=0.05)
     assert found["topic_excess_nats_at_64"].mean == pytest.approx(1.0)
     assert found["topic_half_life_positions_at_64"].mean == config.plan.topic_bin

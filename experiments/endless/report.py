@@ -142,6 +142,9 @@ def _write_curves(path: Path, views: Mapping[str, ViewResult]) -> Path:
                     loss, recall = measures.streams.word_loss_between(first, end), measures.recall_between(first, end)
                     writer.writerow([name, seed, "word_loss_nats", first, end, loss])
                     writer.writerow([name, seed, "recall", first, end, recall])
+                for first, end in pairwise(measures.streams.distance_edges):
+                    recall = measures.streams.recall_between(first, end)
+                    writer.writerow([name, seed, "recall_by_distance", first, end, recall])
                 for probe in measures.probes:
                     for what in ("inner_norm", "effective_step", "largest_weight"):
                         writer.writerow([name, seed, what, probe.position, probe.position, vars(probe)[what]])

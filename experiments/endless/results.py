@@ -29,14 +29,13 @@ class ViewResult:
     def over_seeds(self, of_seed: Callable[[ViewMeasures], float]) -> Estimate:
         return estimate([of_seed(measures) for measures in self.measures])
 
-    def paired(self, control: ViewResult, per_stream: Callable[[ViewMeasures], Floats]) -> Estimate:
-        """This view minus its control: the mean over streams of their differences, estimated over seeds."""
+    def paired(self, control: ViewResult, per_stream: Callable[[ViewMeasures], Floats]) -> list[float]:
+        """This view minus its control, one number a seed: the mean over streams of their differences."""
         assert self.seeds == control.seeds
         differences = [
             per_stream(own) - per_stream(other) for own, other in zip(self.measures, control.measures, strict=True)
         ]
-        return estimate([float(numpy.nanmean(each)) if numpy.isfinite(each).any() else math.nan
-                         for each in differences])  # fmt: skip
+        return [float(numpy.nanmean(each)) if numpy.isfinite(each).any() else math.nan for each in differences]
 
 
 def read_views(experiment: EndlessExperiment, finished: Sequence[FinishedArm]) -> dict[str, ViewResult]:
@@ -98,10 +97,19 @@ def _of_one_view(experiment: EndlessExperiment, result: ViewResult) -> dict[str,
 
 
 def _against(experiment: EndlessExperiment, result: ViewResult, control: ViewResult) -> dict[str, Estimate]:
+    """Differences to the control at both ages, and how much more there is of each when old than when young."""
     found = {}
-    for age, span in ages(experiment).items():
-        found[f"recall_against_control_{age}"] = result.paired(control, lambda m, s=span: m.recall_per_stream(*s))
-        found[f"word_loss_against_control_{age}"] = result.paired(control, lambda m, s=span: m.word_loss_per_stream(*s))
+    for what, of_span in (
+        ("recall", ViewMeasures.recall_per_stream),
+        ("word_loss", ViewMeasures.word_loss_per_stream),
+    ):
+        by_age = {
+            age: result.paired(control, lambda m, of=of_span, s=span: of(m, *s))
+            for age, span in ages(experiment).items()
+        }
+        found |= {f"{what}_against_control_{age}": estimate(values) for age, values in by_age.items()}
+        grown = [old - young for young, old in zip(by_age["young"], by_age["old"], strict=True)]
+        found[f"{what}_against_control_gained_with_age"] = estimate(grown)
     return found
 
 
