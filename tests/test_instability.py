@@ -27,6 +27,7 @@ from experiments.instability.arm import (
 )
 from experiments.instability.configuration import InstabilityExperiment
 from experiments.instability.judging import first_alarm, lost_step
+from experiments.instability.report import sentences
 from experiments.instability.results import JudgedRun, arm_findings, predictor
 from experiments.recipes import RECIPES
 from ttt_core import TTTMonitor
@@ -102,9 +103,9 @@ def planted_run(name: str, seed: int, lost_at: float, metrics: dict[str, float])
 
 
 def test_findings_of_planted_runs() -> None:
-    healthy = {LARGEST_W1: 17.0, STEP_ABOVE: 5.0, DIVERGED: 0.0, names.RECALL_ALL: 0.6}
+    healthy = {LARGEST_W1: 17.0, INNER_LOSS_FALLS: 0.8, STEP_ABOVE: 5.0, DIVERGED: 0.0, names.RECALL_ALL: 0.6}
     ill = {LARGEST_W1: 50.0, STEP_ABOVE: 1.0, DIVERGED: 1.0, f"{ALARM_STEP}large_weights": 1.0, names.RECALL_ALL: 0.9}
-    calm = {LARGEST_W1: 2.0, DIVERGED: 0.0, names.RECALL_ALL: 0.1}
+    calm = {LARGEST_W1: 2.0, INNER_LOSS_FALLS: 1.2, DIVERGED: 0.0, names.RECALL_ALL: 0.1}
     runs = [planted_run("linear-8", seed, math.inf, healthy) for seed in (0, 1)]
     runs += [planted_run("linear-8-outer-x100", seed, 21.0, ill) for seed in (0, 1)]
     runs += [planted_run("linear-0.1-outer-x100", seed, at, calm) for seed, at in ((0, math.inf), (1, 30.0))]
@@ -118,14 +119,15 @@ def test_findings_of_planted_runs() -> None:
     assert found["instability/share_of_healthy_runs_that_pass_10"] == pytest.approx(2 / 3)
     assert found["instability/share_of_lost_runs_that_pass_10"] == pytest.approx(2 / 3)
     assert found["instability/unwatched_runs"] == 1
+    assert found["instability/share_of_healthy_runs_with_alarm_large_weights"] == 0.0
+    assert found["instability/share_of_lost_runs_with_alarm_large_weights"] == pytest.approx(2 / 3)
+    assert found["instability/share_of_healthy_runs_whose_inner_loss_falls"] == pytest.approx(2 / 3)
+    assert any("of 3 lost runs, 67% that pass 10" in line for line in sentences(found))
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> FinishedCommand:
-    arms = ("linear-8", "linear-overflows", "linear-0.1")
-    return run_command(
-        tmp_path_factory.mktemp("instability"), "instability", *(part for name in arms for part in ("--arm", name))
-    )
+    return run_command(tmp_path_factory.mktemp("instability"), "instability")
 
 
 def test_an_arm_that_diverges_on_purpose_is_a_finished_run_with_its_step(ran: FinishedCommand) -> None:
@@ -142,7 +144,7 @@ def test_the_table_the_csv_and_the_parent_run_tell_of_every_arm(ran: FinishedCom
     assert table.strip() in ran.output
     with (ran.run_folder / "runs.csv").open(newline="") as file:
         rows = {row["arm"]: row for row in csv.DictReader(file)}
-    assert rows.keys() == {"linear-8", "linear-overflows", "linear-0.1"}
+    assert rows.keys() == set(smoke().arm_names)
     assert rows["linear-overflows"]["lost_at_step"] == "1.0" and rows["linear-8"]["lost_at_step"] == "inf"
     parent = tracking.read_run(ran.uri, json.loads((ran.run_folder / "run.json").read_text())["run_id"])
     assert parent.metrics["instability_linear-overflows/lost_share"] == 1.0

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from experiments.harness.estimates import Estimate
 from experiments.harness.study import FinishedArm, Report
 from experiments.harness.text_table import aligned
-from experiments.instability.arm import INNER_LOSS_FALLS
 from experiments.instability.configuration import InstabilityExperiment
 from experiments.instability.judging import first_alarm
 from experiments.instability.results import JudgedRun, arm_findings, judge, of_arm, predictor
@@ -46,12 +45,17 @@ def report_instability(
 
 
 def sentences(metrics: Mapping[str, float]) -> list[str]:
-    """What the largest |W1| says about a run, from the shares that were logged."""
+    """What the monitor's signs say about a run, from the shares that were logged."""
     lines = []
     for name in ("lost", "healthy"):
-        share = metrics.get(f"instability/share_of_{name}_runs_that_pass_10")
-        if share is not None:
-            lines.append(f"{share:.0%} of {metrics[f'instability/{name}_runs']:.0f} {name} runs have |W1| above 10")
+        start = f"instability/share_of_{name}_runs_"
+        signs = [
+            f"{share:.0%} {metric.removeprefix(start).replace('_', ' ')}"
+            for metric, share in metrics.items()
+            if metric.startswith(start)
+        ]
+        if signs:
+            lines.append(f"of {metrics[f'instability/{name}_runs']:.0f} {name} runs, {', '.join(signs)}")
     return lines
 
 
@@ -66,12 +70,11 @@ def _table(
     for name, own in found.items():
         arm, mine = experiment.arm_named(name), of_arm(runs, name)
         shown = {what: format(own[what].mean, form) if what in own else "-" for what, form in _FORMS.items()}
-        falls = [run.metrics[INNER_LOSS_FALLS] for run in mine if INNER_LOSS_FALLS in run.metrics]
         rows.append([
             name, arm.ttt.inner_model, f"{arm.ttt.resolved_base_lr:g}", f"x{arm.outer_rate_factor:g}", str(len(mine)),
             shown["lost_share"], shown["diverged_share"], shown["lost_at_step"], _alarms(mine),
             shown["lead_of_first_alarm_steps"], shown["largest_W1"], shown["passes_10_share"],
-            f"{numpy.mean(falls):.2f}" if falls else "-", shown["recall"],
+            shown["inner_loss_end_over_start"], shown["recall"],
             str(own.get("recall_against_reference", "-")), shown["cured_share"],
         ])  # fmt: skip
     return (
@@ -83,7 +86,8 @@ def _table(
 
 _FORMS = {
     "lost_share": ".0%", "diverged_share": ".0%", "lost_at_step": ".0f", "lead_of_first_alarm_steps": "+.0f",
-    "largest_W1": ".3g", "passes_10_share": ".0%", "recall": ".2f", "cured_share": ".0%",
+    "inner_loss_end_over_start": ".2f", "largest_W1": ".3g", "passes_10_share": ".0%", "recall": ".2f",
+    "cured_share": ".0%",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from experiments.harness import metric_names as names
 from experiments.harness import tracking
 from experiments.harness.estimates import Estimate, estimate
 from experiments.harness.study import FinishedArm
-from experiments.instability.arm import ALARM_STEP, DIVERGED, LARGEST_W1, STEP_ABOVE
+from experiments.instability.arm import ALARM_STEP, DIVERGED, INNER_LOSS_FALLS, LARGEST_W1, STEP_ABOVE
 from experiments.instability.configuration import Arm, InstabilityExperiment
 from experiments.instability.judging import first_alarm, lost_step
 
@@ -90,6 +90,7 @@ def arm_findings(experiment: InstabilityExperiment, runs: Sequence[JudgedRun], n
         "lost_at_step": over(lambda run: run.lost_at, lost),
         "passes_10_share": over(lambda run: float(run.passes_ten), [run for run in own if run.was_watched]),
         "largest_W1": over(lambda run: run.metrics.get(LARGEST_W1, math.nan)),
+        "inner_loss_end_over_start": over(lambda run: run.metrics.get(INNER_LOSS_FALLS, math.nan)),
         "recall": over(lambda run: run.recall),
         "recall_against_reference": over(lambda run: run.recall - reference[run.seed].recall),
         "lead_of_first_alarm_steps": over(_lead, lost),
@@ -108,13 +109,27 @@ def _lead(run: JudgedRun) -> float:
 
 
 def predictor(runs: Sequence[JudgedRun]) -> dict[str, float]:
-    """How well "largest |W1| above 10" tells lost runs from healthy ones, as shares of those the monitor saw."""
+    """How well each sign tells lost runs from healthy ones: its share of either, among those the monitor saw.
+
+    Signs: largest |W1| above 10, an inner loss that falls, and every kind of alarm that any run raised.
+    """
     watched = [run for run in runs if run.was_watched]
     groups = {"lost": [run for run in watched if run.is_lost], "healthy": [run for run in watched if not run.is_lost]}
     found = {f"instability/{name}_runs": float(len(group)) for name, group in groups.items()}
     found["instability/unwatched_runs"] = float(len(runs) - len(watched))
+    kinds = sorted({kind for run in watched for kind in run.alarms})
     for name, group in groups.items():
-        if group:
-            share = sum(run.passes_ten for run in group) / len(group)
-            found[f"instability/share_of_{name}_runs_that_pass_10"] = share
+        if not group:
+            continue
+        share = f"instability/share_of_{name}_runs"
+        found[f"{share}_that_pass_10"] = _share([run.passes_ten for run in group])
+        known = [run.metrics[INNER_LOSS_FALLS] < 1 for run in group if INNER_LOSS_FALLS in run.metrics]
+        if known:
+            found[f"{share}_whose_inner_loss_falls"] = _share(known)
+        for kind in kinds:
+            found[f"{share}_with_alarm_{kind}"] = _share([kind in run.alarms for run in group])
     return found
+
+
+def _share(answers: Sequence[bool]) -> float:
+    return sum(answers) / len(answers)

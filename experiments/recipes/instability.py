@@ -1,8 +1,8 @@
 """Runs made unstable by their step sizes: what does the monitor show first, is |W1| above 10 a sign, does 0.1 cure it?
 
 One small model on one set of batches. The inner step size (`base_lr`) climbs a ladder for both inner models, from 0.1
-over the defaults (1 linear, 0.1 mlp) until FP32 overflows; one arm keeps the weights' norm, so that large steps stay
-large; and the outer learning rates are multiplied, with and without `base_lr` 0.1 as a cure.
+over the defaults (1 linear, 0.1 mlp) to 512, and to where FP32 overflows; one arm keeps the weights' norm, so that
+large steps stay large; and the outer learning rates are multiplied by 100, with and without `base_lr` 0.1 as a cure.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _ttt(model: ModelSizes, mini_batch_size: int) -> TTTConfig:
 def _arms(model: ModelSizes, mini_batch_size: int) -> tuple[Arm, ...]:
     linear = _ttt(model, mini_batch_size)
     mlp = dataclasses.replace(linear, inner_model="mlp")
-    ladder = [(linear, rate) for rate in (CURE, 1.0, 8.0, 512.0, 1e5)] + [(mlp, rate) for rate in (CURE, 8.0, 512.0)]
+    ladder = [(linear, rate) for rate in (CURE, 1.0, 8.0, 512.0)] + [(mlp, rate) for rate in (CURE, 512.0)]
     return (
         *(
             Arm(
@@ -62,16 +62,10 @@ def _arms(model: ModelSizes, mini_batch_size: int) -> tuple[Arm, ...]:
             name="linear-512-renormalised",
             ttt=dataclasses.replace(linear, base_lr=512.0, renormalises_inner_weights=True),
         ),
-        *(
-            arm
-            for factor in (10.0, 100.0)
-            for arm in (
-                Arm(name=f"linear-8-outer-x{factor:g}", ttt=linear, outer_rate_factor=factor),
-                Arm(
-                    name=f"linear-0.1-outer-x{factor:g}", ttt=dataclasses.replace(linear, base_lr=CURE),
-                    outer_rate_factor=factor, cures=f"linear-8-outer-x{factor:g}",
-                ),
-            )
+        Arm(name="linear-8-outer-x100", ttt=linear, outer_rate_factor=100.0),
+        Arm(
+            name="linear-0.1-outer-x100", ttt=dataclasses.replace(linear, base_lr=CURE), outer_rate_factor=100.0,
+            cures="linear-8-outer-x100",
         ),
     )  # fmt: skip
 
@@ -96,10 +90,11 @@ def _smoke() -> Sizes:
 
 
 def _cpu() -> Sizes:
-    """Minutes on two cores: `endless-stream`'s model and streams, half its steps."""
+    """Minutes on two cores: `endless-stream`'s model and batches, and as many steps as recall needs to form: after 300
+    steps on 32 streams it stood at 0.08, too little for any arm to lose some."""
     training = StreamTraining(
         learning_rate=3e-3, ttt_learning_rate=3e-3, weight_decay=0.01, warmup_steps=50, validate_every_steps=100,
-        stages=(StreamStage(positions=32, streams_per_step=32, steps=300),),
+        stages=(StreamStage(positions=32, streams_per_step=48, steps=400),),
     )  # fmt: skip
     return ModelSizes(dim=64, num_heads=4, num_layers=2, context=4), training, 4, 3
 
