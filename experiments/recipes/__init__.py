@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from experiments.drift.study import DRIFT
+from experiments.endless.study import ENDLESS
 from experiments.harness.study import Experiment, Scale, Study
+from experiments.instability.study import INSTABILITY
 from experiments.memory.study import MEMORY
 from experiments.recipes.bf16_drift import bf16_drift
+from experiments.recipes.endless_stream import endless_stream
+from experiments.recipes.instability import instability
 from experiments.recipes.kv_wraparound import kv_wraparound
 from experiments.recipes.llama_omni_stage1 import llama_omni_stage1
 from experiments.recipes.memory import memory
 from experiments.recipes.moshi_stage1 import moshi_stage1
+from experiments.recipes.rope_reset import rope_reset
 from experiments.spoken.study import spoken_study
 from experiments.wraparound.study import WRAPAROUND
 
@@ -34,10 +39,13 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "bf16-drift": Recipe(configure=bf16_drift, study=DRIFT),
+    "endless-stream": Recipe(configure=endless_stream, study=ENDLESS),
+    "instability": Recipe(configure=instability, study=INSTABILITY),
     "kv-wraparound": Recipe(configure=kv_wraparound, study=WRAPAROUND),
     "llama-omni-stage1": Recipe(configure=llama_omni_stage1, study=spoken_study("llama-omni")),
     "memory": Recipe(configure=memory, study=MEMORY),
     "moshi-stage1": Recipe(configure=moshi_stage1, study=spoken_study("moshi")),
+    "rope-reset": Recipe(configure=rope_reset, study=ENDLESS),
 }
 
 

@@ -1,0 +1,185 @@
+"""One arm: trains its model and streams it in all of its views, each under an MLflow run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from moshi.models.lm import LMModel
+from torch import Tensor
+
+from backbones.moshi import ttt_layers
+from experiments.endless.carried_training import CarriedStateModule, CarriedStreamData
+from experiments.endless.configuration import EndlessExperiment, Training, View
+from experiments.endless.measures import ViewMeasures, remembered_by_position, topic_curves
+from experiments.endless.models import build_with_ttt_on_top
+from experiments.endless.streaming import Streamed, probe_positions, stream_logits
+from experiments.endless.topics import with_topics
+from experiments.fact_streams.generate import FactStreams, draw_streams
+from experiments.fact_streams.measures import measure_streams
+from experiments.fact_streams.module import FactStreamData, FactStreamModule, stage_spec
+from experiments.fact_streams.spec import FactStreamSpec
+from experiments.harness import metric_names as names
+from experiments.harness.arm_process import is_finished, open_run
+from experiments.harness.callbacks import InnerWeightWatch
+from experiments.harness.checkpoints import CheckpointFolder
+from experiments.harness.identity import fingerprint, flattened
+from experiments.harness.lightning_run import TrainingRun, train
+from experiments.harness.memory import forget_peak, held_bytes
+from experiments.harness.outcomes import Outcome
+from experiments.harness.stopping import InterruptedRunError
+from experiments.harness.study import ArmWork
+from ttt_core import TTTConfig, TTTMonitor
+
+VIEW_DRAW, TOPIC_DRAW, HABIT_DRAW = 2_000_003, 4_000_037, 5_000_011
+"""Second numbers of the seeds of what views are measured on: no training step draws them."""
+
+MONITOR_EVERY_STEPS = 50
+
+
+def run_endless_arm(work: ArmWork) -> None:
+    """One training, then its views. A view that is finished already is not repeated."""
+    experiment: EndlessExperiment = work.task.config
+    training = experiment.training_named(work.task.arm)
+    lm = _train(experiment, training, work)
+    weights = {name: tensor.cpu() for name, tensor in lm.state_dict().items()}
+    for view in experiment.views_of(training.name):
+        folder = work.task.folder / "views" / view.name
+        if work.task.resumes and is_finished(folder):
+            continue
+        if work.stop.is_asked:
+            raise InterruptedRunError(f"stopped before view {view.name}; the trained model is saved")
+        _run_view(experiment, view, weights, folder, work)
+
+
+def build_model(experiment: EndlessExperiment, ttt: TTTConfig | None) -> LMModel:
+    """The untrained model. All of a seed share every weight that is not TTT's own."""
+    return build_with_ttt_on_top(experiment.model, experiment.stream, experiment.seed, ttt)
+
+
+def long_streams(experiment: EndlessExperiment) -> FactStreams:
+    """The streams that all views of a seed are measured on, whatever was trained."""
+    plan = experiment.plan
+    spec = stage_spec(experiment.stream, plan.longest_distance + 2, FactStreamSpec.shortest_distance)
+    return draw_streams(spec, plan.streams, plan.positions, (experiment.seed, VIEW_DRAW))
+
+
+def topic_streams(experiment: EndlessExperiment) -> FactStreams:
+    """Streams whose facts are as old as those of training, and whose topic changes as the plan says."""
+    plan, seed = experiment.plan, experiment.seed
+    spec = stage_spec(experiment.stream, experiment.trained_positions, FactStreamSpec.shortest_distance)
+    drawn = draw_streams(spec, plan.streams, plan.topic_positions, (seed, TOPIC_DRAW))
+    return with_topics(drawn, spec, plan.topic_changes, (seed, HABIT_DRAW))
+
+
+def _train(experiment: EndlessExperiment, training: Training, work: ArmWork) -> LMModel:
+    task, plan = work.task, experiment.training
+    bytes_at_start = held_bytes()
+    forget_peak()
+    lm = build_model(experiment, training.ttt)
+    if training.carries_state:
+        module = CarriedStateModule(lm, experiment.stream, plan, experiment.words_left_out)
+        data = CarriedStreamData(
+            experiment.stream,
+            plan,
+            experiment.segments_per_conversation,
+            experiment.carries_from_step,
+            experiment.seed,
+            lambda: module.steps_done,
+        )
+    else:
+        module = FactStreamModule(lm, experiment.stream, plan)
+        data = FactStreamData(experiment.stream, plan, experiment.seed, lambda: module.steps_done)
+    own = experiment.of_arm(training.name)
+    monitor = None if training.ttt is None else TTTMonitor(task.folder / "monitor")
+    watch = []
+    if monitor is not None:
+        watch.append(InnerWeightWatch(task.label, ttt_layers(lm), monitor, work.logger, MONITOR_EVERY_STEPS))
+    trained = float(sum(parameter.numel() for parameter in module.trained_parameters()))
+    work.logger.log_metrics({names.TRAINED_PARAMETERS: trained}, step=0)
+    run = TrainingRun(
+        label=task.label,
+        checkpoints=CheckpointFolder(task.folder / "checkpoints", fingerprint(own), flattened(own)),
+        logger=work.logger,
+        stop=work.stop,
+        seed=experiment.seed,
+        checkpoint_every_steps=plan.validate_every_steps,
+        bytes_at_start=bytes_at_start,
+        progress_line=task.line,
+        monitor=monitor,
+        callbacks=watch,
+    )
+    train(module, data, run)
+    return lm.cpu()
+
+
+def _run_view(
+    experiment: EndlessExperiment, view: View, weights: dict[str, Tensor], folder: Path, work: ArmWork
+) -> None:
+    """Measures one view under a run of its own, which fails with whatever goes wrong in it."""
+    logger = open_run(work.task, view.name, experiment.of_view(view), folder)
+    try:
+        measures = measure(experiment, view, weights)
+        logger.log_metrics(measures.streams.metrics() | summary(experiment, measures))
+        for probe in measures.probes:
+            values = {f"stream/{name}": value for name, value in vars(probe).items() if name != "position"}
+            logger.log_metrics(values, step=probe.position)
+        for path in measures.save(folder):
+            logger.log_artifact(path)
+    except BaseException as error:
+        logger.set_tag("end_message", f"{type(error).__name__}: {error}")
+        logger.close("FAILED")
+        Outcome(status="FAILED", run_id=logger.run_id, message=str(error)).write(folder)
+        raise
+    logger.close("FINISHED")
+    Outcome(status="FINISHED", run_id=logger.run_id, message="").write(folder)
+
+
+def measure(experiment: EndlessExperiment, view: View, weights: dict[str, Tensor]) -> ViewMeasures:
+    """The view's long streams and, where the plan has them, its changes of topic."""
+    lm = build_model(experiment, view.ttt)
+    lm.load_state_dict(weights)
+    lm.eval()
+    plan, reach, trained = experiment.plan, experiment.model.context, experiment.trained_positions
+    streams = long_streams(experiment)
+    call = plan.tokens_per_call if view.reset_every is None else min(plan.tokens_per_call, view.reset_every)
+    streamed = _stream(lm, streams, view, call, (), probe_positions(plan.positions, call, plan.probes))
+    base = measure_streams(
+        streamed.logits, None, streams, experiment.stream, plan.position_edges, plan.distance_edges, trained
+    )
+    remembered, wanted = remembered_by_position(streamed.logits, streams, plan.position_edges, reach, trained)
+    topics = None
+    if plan.topic_changes and view.ttt is not None:
+        heard = topic_streams(experiment)
+        kept = _stream(lm, heard, view, call, (), ())
+        fresh = _stream(lm, heard, view, call, plan.topic_changes, ())
+        topics = topic_curves(kept.logits, fresh.logits, heard, plan.topic_changes, reach, plan.topic_bin)
+    return ViewMeasures(streams=base, remembered=remembered, wanted=wanted, probes=streamed.probes, topics=topics)
+
+
+def _stream(
+    lm: LMModel, streams: FactStreams, view: View, tokens_per_call: int, resets: tuple[int, ...],
+    probed: tuple[int, ...],
+) -> Streamed:  # fmt: skip
+    every = view.reset_every
+    own = () if every is None else range(every, streams.text.shape[1], every)
+    return stream_logits(lm, streams.codes, tokens_per_call, {*own, *resets}, set(probed))
+
+
+def summary(experiment: EndlessExperiment, measures: ViewMeasures) -> dict[str, float]:
+    """The view in few numbers: young (behind T) against old (the last half), and the inner weights at both ages."""
+    found = {"endless/norm_growth_exponent": measures.growth_of_norm()}
+    for age, (first, end) in ages(experiment).items():
+        found[f"endless/recall_{age}"] = measures.recall_between(first, end)
+        found[f"endless/word_loss_{age}"] = measures.streams.word_loss_between(first, end)
+        probe = measures.probe_near(first)
+        if probe is not None:
+            found[f"endless/inner_norm_{age}"] = probe.inner_norm
+            found[f"endless/effective_step_{age}"] = probe.effective_step
+    return {name: value for name, value in found.items() if not math.isnan(value)}
+
+
+def ages(experiment: EndlessExperiment) -> dict[str, tuple[int, int]]:
+    """{name: (first, end)}: positions from T to 4 T, where a state is hardly older than in training; the last half."""
+    trained, positions = experiment.trained_positions, experiment.plan.positions
+    return {"young": (trained, 4 * trained), "old": (positions // 2, positions)}
