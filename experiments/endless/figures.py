@@ -40,12 +40,12 @@ def _recall_figure(path: Path, experiment: EndlessExperiment, views: Sequence[Vi
     for (title, members), (top, bottom) in zip(columns.items(), grid.T, strict=True):
         for view in members:
             _draw(top, view, lambda m: _by_bucket(m, m.recall_between))
-            _draw(bottom, view, lambda m: _by_bucket(m, m.streams.word_loss_between))
+            _draw(bottom, view, lambda m: _by_bucket(m, m.streams.excess_between))
         top.set(title=title, ylabel=f"share recalled of facts up to {experiment.trained_positions} positions old")
         top.axhline(experiment.stream.chance_recall, color="grey", linestyle=":", label="guessing")
         top.set_ylim(-0.03, 1.03)
-        bottom.set(ylabel="nats per word")
-        bottom.axhline(experiment.stream.word_entropy_nats, color="grey", linestyle=":", label="no model can go below")
+        bottom.set(ylabel="nats per word above the grammar's own")
+        bottom.axhline(0.0, color="grey", linestyle=":", label="the grammar is known")
         for axes in (top, bottom):
             _finish(axes, experiment)
     times = experiment.plan.positions // experiment.trained_positions

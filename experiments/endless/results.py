@@ -79,7 +79,8 @@ def _of_one_view(experiment: EndlessExperiment, result: ViewResult) -> dict[str,
         "word_loss_young": result.over_seeds(lambda m: m.streams.word_loss_between(*young)),
         "word_loss_old": result.over_seeds(lambda m: m.streams.word_loss_between(*old)),
         "word_loss_gained_with_age": result.over_seeds(
-            lambda m: m.streams.word_loss_between(*old) - m.streams.word_loss_between(*young)
+            # Above the grammar's own nats: which words a span happens to hold then makes no difference.
+            lambda m: m.streams.excess_between(*old) - m.streams.excess_between(*young)
         ),
         "norm_growth_exponent": result.over_seeds(ViewMeasures.growth_of_norm),
     }
