@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,8 +13,11 @@ from torch import Tensor, nn
 
 from backbones.moshi.attention import MountedAttention
 from backbones.moshi.streaming_ttt import StreamingTTT, forget_cached_children, is_streaming
+from backbones.mounting.checks import checked_layers, checked_windows, whole_number
 from ttt_core import TTTConfig, TTTLayer
 from ttt_core.mounting import MountMode
+
+BACKBONE = "moshi"
 
 
 def mount(
@@ -46,9 +48,9 @@ def mount(
     if config is not None and not isinstance(config, TTTConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"config must be a TTTConfig or None, got {config!r}: build one with TTTConfig(...)")
     attentions = attention_layers(lm)
-    chosen = _checked_layers(layers, len(attentions))
-    sinks = _whole_number("sinks", sinks)
-    windows = _checked_windows(window, sinks, len(attentions), chosen if mode == "replace" else [])
+    chosen = checked_layers(layers, BACKBONE, len(attentions))
+    sinks = whole_number("sinks", sinks)
+    windows = checked_windows(window, sinks, BACKBONE, len(attentions), chosen if mode == "replace" else [])
     if not chosen and not windows:
         raise ValueError("nothing to mount: layers is empty and no window is given")
     if sinks and lm.transformer.positional_embedding in ("sin", "sin_rope"):
@@ -180,55 +182,3 @@ def require_not_streaming(lm: LMModel, what: str) -> None:
             f"cannot {what} while the model is streaming: what is running would keep its old states; leave the "
             "`with ... .streaming(...)` block first"
         )
-
-
-def _checked_layers(layers: Any, available: int) -> list[int]:
-    if isinstance(layers, str) or not isinstance(layers, Iterable):
-        raise ValueError(f"layers must be several whole numbers, such as [3] or range(2, 4), got {layers!r}")
-    chosen = sorted(_whole_number("each of layers", layer) for layer in layers)
-    for layer in chosen:
-        require_layer(layer, available)
-    if len(set(chosen)) != len(chosen):
-        raise ValueError(f"each layer can be mounted on once, got {chosen}")
-    return chosen
-
-
-def _checked_windows(
-    window: int | Mapping[int, int] | None, sinks: int, available: int, replaced: list[int]
-) -> dict[int, int]:
-    if sinks < 0:
-        raise ValueError(f"sinks must be 0 or more, got {sinks}")
-    if window is None:
-        if sinks:
-            raise ValueError(f"sinks={sinks} needs a window to stand in front of: give window=...")
-        return {}
-    if isinstance(window, Mapping):
-        windows = {
-            _whole_number("each layer of window", layer): _whole_number(f"the window of layer {layer}", positions)
-            for layer, positions in window.items()
-        }
-    else:
-        positions = _whole_number("window", window)
-        windows = {layer: positions for layer in range(available) if layer not in replaced}
-    for layer, positions in windows.items():
-        require_layer(layer, available)
-        if layer in replaced:
-            raise ValueError(f"layer {layer} has no attention left for a window: TTT replaces it")
-        if positions < 1:
-            raise ValueError(f"a window sees 1 or more positions, got {positions} for layer {layer}")
-    return windows
-
-
-def _whole_number(name: str, value: Any) -> int:
-    """`value` as an int: numpy's and torch's whole numbers are taken, True, 2.0 and "2" are not."""
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise ValueError(f"{name} must be a whole number, got {value!r}")
-
-
-def require_layer(layer: int, available: int) -> None:
-    if not 0 <= layer < available:
-        raise ValueError(f"backbone 'moshi' has no layer {layer} to mount on; it has layers 0-{available - 1}")

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from moshi.models.lm import LMModel
 
 from backbones.moshi.attention import MountedAttention
-from backbones.moshi.mount import attention_layers, require_layer, require_lm, require_not_streaming
+from backbones.moshi.mount import BACKBONE, attention_layers, require_lm, require_not_streaming
+from backbones.mounting.checks import require_layer
 
 
 def give_ring_room(lm: LMModel, tokens_per_call: int) -> LMModel:
@@ -46,7 +47,7 @@ def set_context(lm: LMModel, positions: int | None, layers: Iterable[int] | None
     }
     chosen = [index for index in attentions if index not in windowed] if layers is None else list(layers)
     for layer in chosen:
-        require_layer(layer, available)
+        require_layer(layer, BACKBONE, available)
         if layer not in attentions:
             raise ValueError(f"layer {layer} has no attention: TTT replaces it")
         if layer in windowed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from backbones.mounting.cache import MountedCache
+from backbones.mounting.checks import checked_layers, checked_windows, whole_number
 from backbones.mounting.config import mounted_config_fields
 from backbones.mounting.decoder import MountedCausalLM, MountedDecoder, build_cache, equip
 from backbones.mounting.families import FAMILIES, Family
@@ -64,9 +64,9 @@ def mount(
     if config is not None and not isinstance(config, TTTConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"config must be a TTTConfig or None, got {config!r}: build one with TTTConfig(...)")
     plain = model.config
-    chosen = _checked_layers(layers, family.name, plain.num_hidden_layers)
-    sinks = _whole_number("sinks", sinks)
-    windows = _checked_windows(window, sinks, family.name, plain.num_hidden_layers, chosen if mode == "replace" else [])
+    chosen = checked_layers(layers, family.name, plain.num_hidden_layers)
+    sinks = whole_number("sinks", sinks)
+    windows = checked_windows(window, sinks, family.name, plain.num_hidden_layers, chosen if mode == "replace" else [])
     if not chosen and not windows:
         raise ValueError("nothing to mount: give layers for TTT, a window, or both")
     if sinks and plain.rope_parameters["rope_type"] in LENGTH_DEPENDENT_ROTARY:
@@ -169,55 +169,3 @@ def _derived_config(attention: Any) -> TTTConfig:
         head_dim=attention.head_dim,
         projection_bias=attention.q_proj.bias is not None,
     )
-
-
-def _checked_layers(layers: Any, backbone: str, available: int) -> list[int]:
-    if isinstance(layers, str) or not isinstance(layers, Iterable):
-        raise ValueError(f"layers must be several whole numbers, such as [3] or range(2, 4), got {layers!r}")
-    chosen = sorted(_whole_number("each of layers", layer) for layer in layers)
-    for layer in chosen:
-        _require_layer(layer, backbone, available)
-    if len(set(chosen)) != len(chosen):
-        raise ValueError(f"each layer can be mounted on once, got {chosen}")
-    return chosen
-
-
-def _checked_windows(
-    window: int | Mapping[int, int] | None, sinks: int, backbone: str, available: int, replaced: list[int]
-) -> dict[int, int]:
-    if sinks < 0:
-        raise ValueError(f"sinks must be 0 or more, got {sinks}")
-    if window is None:
-        if sinks:
-            raise ValueError(f"sinks={sinks} needs a window to stand in front of: give window=...")
-        return {}
-    if isinstance(window, Mapping):
-        windows = {
-            _whole_number("each layer of window", layer): _whole_number(f"the window of layer {layer}", positions)
-            for layer, positions in window.items()
-        }
-    else:
-        positions = _whole_number("window", window)
-        windows = {layer: positions for layer in range(available) if layer not in replaced}
-    for layer, positions in windows.items():
-        _require_layer(layer, backbone, available)
-        if layer in replaced:
-            raise ValueError(f"layer {layer} has no attention left for a window: TTT replaces it")
-        if positions < 1:
-            raise ValueError(f"a window sees 1 or more positions, got {positions} for layer {layer}")
-    return windows
-
-
-def _whole_number(name: str, value: Any) -> int:
-    """`value` as an int: numpy's and torch's whole numbers are taken, True, 2.0 and "2" are not."""
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise ValueError(f"{name} must be a whole number, got {value!r}")
-
-
-def _require_layer(layer: int, backbone: str, available: int) -> None:
-    if not 0 <= layer < available:
-        raise ValueError(f"backbone '{backbone}' has no layer {layer} to mount on; it has layers 0-{available - 1}")
