@@ -16,16 +16,14 @@ from experiments.fact_streams.measures import StreamMeasures, measure_streams
 from experiments.fact_streams.module import FactStreamData, FactStreamModule, stage_spec
 from experiments.fact_streams.spec import FactStreamSpec
 from experiments.harness import metric_names as harness_names
-from experiments.harness.arm_process import is_finished, open_run
+from experiments.harness.arm_process import is_finished, looked_at
 from experiments.harness.callbacks import InnerWeightWatch
 from experiments.harness.checkpoints import CheckpointFolder
 from experiments.harness.identity import fingerprint, flattened
 from experiments.harness.lightning_run import TrainingRun, train
 from experiments.harness.memory import forget_peak, held_bytes
-from experiments.harness.outcomes import Outcome
 from experiments.harness.stopping import InterruptedRunError
 from experiments.harness.study import ArmWork
-from experiments.harness.tracking import RunLogger, RunStatus
 from ttt_core import TTTMonitor
 
 MEASURES_FILE = "measures.npz"
@@ -85,10 +83,9 @@ def _run_view(
     experiment: DriftExperiment, treatment: Treatment, weights: dict[str, Tensor], streams: FactStreams, folder: Path,
     work: ArmWork,
 ) -> None:  # fmt: skip
-    """Measures one treatment under a run of its own, which fails with whatever goes wrong in it."""
-    logger = open_run(work.task, treatment.name, experiment.of_view(treatment), folder)
+    """Measures one treatment under a run of its own."""
     part = experiment.model_part
-    try:
+    with looked_at(work.task, treatment.name, experiment.of_view(treatment), folder) as logger:
         started = time.process_time()
         measures = measure_treatment(part, experiment.seed, treatment, weights, streams)
         measures.save(folder / MEASURES_FILE)
@@ -100,10 +97,6 @@ def _run_view(
             }
         )
         logger.log_artifact(folder / MEASURES_FILE)
-    except BaseException as error:
-        _close(logger, folder, "FAILED", f"{type(error).__name__}: {error}")
-        raise
-    _close(logger, folder, "FINISHED", "")
 
 
 def measure_treatment(
@@ -113,10 +106,3 @@ def measure_treatment(
     lm = build_treated(part, seed, treatment, weights).to("cuda" if torch.cuda.is_available() else "cpu")
     logits = streamed_logits(lm, streams.codes, part.tokens_per_call, treatment)
     return measure_streams(logits, None, streams, part.stream, part.position_edges, part.distance_edges, part.near)
-
-
-def _close(logger: RunLogger, folder: Path, status: RunStatus, message: str) -> None:
-    if message:
-        logger.set_tag("end_message", message)
-    logger.close(status)
-    Outcome(status=status, run_id=logger.run_id, message=message).write(folder)

@@ -20,13 +20,12 @@ from experiments.fact_streams.measures import measure_streams
 from experiments.fact_streams.module import FactStreamData, FactStreamModule, stage_spec
 from experiments.fact_streams.spec import FactStreamSpec
 from experiments.harness import metric_names as names
-from experiments.harness.arm_process import is_finished, open_run
+from experiments.harness.arm_process import is_finished, looked_at
 from experiments.harness.callbacks import InnerWeightWatch
 from experiments.harness.checkpoints import CheckpointFolder
 from experiments.harness.identity import fingerprint, flattened
 from experiments.harness.lightning_run import TrainingRun, train
 from experiments.harness.memory import forget_peak, held_bytes
-from experiments.harness.outcomes import Outcome
 from experiments.harness.stopping import InterruptedRunError
 from experiments.harness.study import ArmWork
 from ttt_core import TTTConfig, TTTMonitor
@@ -116,9 +115,8 @@ def _train(experiment: EndlessExperiment, training: Training, work: ArmWork) -> 
 def _run_view(
     experiment: EndlessExperiment, view: View, weights: dict[str, Tensor], folder: Path, work: ArmWork
 ) -> None:
-    """Measures one view under a run of its own, which fails with whatever goes wrong in it."""
-    logger = open_run(work.task, view.name, experiment.of_view(view), folder)
-    try:
+    """Measures one view under a run of its own."""
+    with looked_at(work.task, view.name, experiment.of_view(view), folder) as logger:
         measures = measure(experiment, view, weights)
         logger.log_metrics(measures.streams.metrics() | summary(experiment, measures))
         for probe in measures.probes:
@@ -126,13 +124,6 @@ def _run_view(
             logger.log_metrics(values, step=probe.position)
         for path in measures.save(folder):
             logger.log_artifact(path)
-    except BaseException as error:
-        logger.set_tag("end_message", f"{type(error).__name__}: {error}")
-        logger.close("FAILED")
-        Outcome(status="FAILED", run_id=logger.run_id, message=str(error)).write(folder)
-        raise
-    logger.close("FINISHED")
-    Outcome(status="FINISHED", run_id=logger.run_id, message="").write(folder)
 
 
 def measure(experiment: EndlessExperiment, view: View, weights: dict[str, Tensor]) -> ViewMeasures:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,24 @@ def open_run(task: ArmTask, name: str, own: dict[str, Any], folder: Path) -> Run
     config_file.write_text(json.dumps(own, indent=1))
     logger.log_artifact(config_file)
     return logger
+
+
+@contextmanager
+def looked_at(task: ArmTask, name: str, own: dict[str, Any], folder: Path) -> Iterator[RunLogger]:
+    """One way of looking at a trained arm, under a run of its own, which fails with whatever goes wrong inside."""
+    logger = open_run(task, name, own, folder)
+    status: RunStatus = "FAILED"
+    message = ""
+    try:
+        yield logger
+        status = "FINISHED"
+    except BaseException as error:
+        message = f"{type(error).__name__}: {error}"
+        logger.set_tag("end_message", message)
+        raise
+    finally:
+        logger.close(status)
+        Outcome(status=status, run_id=logger.run_id, message=message).write(folder)
 
 
 def is_finished(folder: Path) -> bool:

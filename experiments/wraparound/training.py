@@ -10,16 +10,14 @@ from torch import Tensor
 from backbones.moshi import describe, ttt_layers
 from experiments.fact_streams.module import FactStreamData, FactStreamModule
 from experiments.harness import metric_names as names
-from experiments.harness.arm_process import is_finished, open_run
+from experiments.harness.arm_process import is_finished, looked_at
 from experiments.harness.callbacks import InnerWeightWatch
 from experiments.harness.checkpoints import CheckpointFolder
 from experiments.harness.identity import fingerprint, flattened
 from experiments.harness.lightning_run import TrainingRun, train
 from experiments.harness.memory import forget_peak, held_bytes
-from experiments.harness.outcomes import Outcome
 from experiments.harness.stopping import InterruptedRunError
 from experiments.harness.study import ArmWork
-from experiments.harness.tracking import RunLogger, RunStatus
 from experiments.wraparound.configuration import MECHANICS, Training, View, WraparoundExperiment
 from experiments.wraparound.measuring import ViewStreams, device, measure_view, view_streams
 from experiments.wraparound.mechanics_arm import run_mechanics
@@ -86,9 +84,8 @@ def _run_view(
     experiment: WraparoundExperiment, training: Training, view: View, weights: dict[str, Tensor],
     streams: ViewStreams, folder: Path, work: ArmWork,
 ) -> None:  # fmt: skip
-    """Measures one view under a run of its own, which fails with whatever goes wrong in it."""
-    logger = open_run(work.task, view.name, experiment.of_view(view), folder)
-    try:
+    """Measures one view under a run of its own."""
+    with looked_at(work.task, view.name, experiment.of_view(view), folder) as logger:
         lm = build_viewed(experiment, training, view.window, view.sinks, weights).to(device())
         found = measure_view(experiment, view, lm, streams)
         found.onset.save(folder / ONSET_FILE)
@@ -102,17 +99,6 @@ def _run_view(
         logger.log_metrics(found.metrics() | _memory(lm) | fixed)
         for path in written:
             logger.log_artifact(path)
-    except BaseException as error:
-        _close(logger, folder, "FAILED", f"{type(error).__name__}: {error}")
-        raise
-    _close(logger, folder, "FINISHED", "")
-
-
-def _close(logger: RunLogger, folder: Path, status: RunStatus, message: str) -> None:
-    if message:
-        logger.set_tag("end_message", message)
-    logger.close(status)
-    Outcome(status=status, run_id=logger.run_id, message=message).write(folder)
 
 
 def _memory(lm: LMModel) -> dict[str, float]:
