@@ -6,11 +6,12 @@ With theta_i = theta - c_i (G + sum_{j<=i} eta_j g_j), and g_j of map l the oute
 output gradient e_j, the map applied to a query's activation u_i is
 ``u_i W + b - c_i (u_i G_W + G_b + sum_{j<=i} (u_i . x_j + 1) eta_j e_j)``: an attention-like product inside the
 mini-batch (the 1 is the bias, a key dimension fixed at 1). The limit j <= i, a lower triangle with
-its diagonal, keeps it causal.
+its diagonal, keeps it causal; `TTTLayer.read_scores` is where it is drawn.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,9 @@ from ttt_core.inner_model import (
     zeros_like,
 )
 
+ReadScores = Callable[[Tensor], Tensor]
+"""From scores (..., b, b) of a mini-batch's queries i and inputs j to those that row i reads, zero elsewhere."""
+
 
 class _Slots(NamedTuple):
     """Where the call's tokens stand in whole mini-batches, each row after the tokens already in its open one."""
@@ -44,7 +48,7 @@ class _Slots(NamedTuple):
 def scan(
     q: Tensor, k: Tensor, v: Tensor, step_sizes: Tensor,
     carried: Carried, sums: InnerWeights | None, open_tokens: Tensor | None, lengths: Tensor | None,
-    row_scales: Tensor, norm: InnerNorm, commit: Commit, checkpoint_group: int = 0,
+    row_scales: Tensor, norm: InnerNorm, commit: Commit, read_scores: ReadScores, checkpoint_group: int = 0,
 ) -> tuple[Tensor, Tensor, Carried, InnerWeights]:  # fmt: skip
     """T tokens at once; arguments and results as `ttt_core.sequential.scan`.
 
@@ -55,8 +59,8 @@ def scan(
     total_tokens = q.shape[2]
     slots = _lay_out(total_tokens, mini_batch_size, open_tokens, lengths, q.device)
     q, k, v, step_sizes = (_into_slots(tensor, slots, mini_batch_size) for tensor in (q, k, v, step_sizes))
-    # What no state enters is computed for all mini-batches at once: (B, H, M, b, b), rows i, columns j <= i.
-    first_scores = torch.tril(q @ k.mT + 1.0)
+    # What no state enters is computed for all mini-batches at once: (B, H, M, b, b), rows i, columns j.
+    first_scores = read_scores(q @ k.mT + 1.0)
 
     # unbind and stack, not indexing: the backward of an index writes a full-size tensor per mini-batch.
     per_mini_batch = [tensor.unbind(dim=2) for tensor in (q, k, v, step_sizes, first_scores)]
@@ -69,7 +73,7 @@ def scan(
         parts = [list(tensors[start:stop]) for tensors in per_mini_batch]
         whole = slots.is_complete
         complete = whole[start:stop] if isinstance(whole, list) else whole[:, start:stop]
-        arguments = (parts, carried, sums, complete, row_scales, norm, commit, start * mini_batch_size)
+        arguments = (parts, carried, sums, complete, row_scales, norm, commit, read_scores, start * mini_batch_size)
         if group:
             result = checkpoint(_scan_mini_batches, *arguments, use_reentrant=False)
         else:
@@ -84,7 +88,7 @@ def scan(
 
 def _scan_mini_batches(
     parts: list[list[Tensor]], carried: Carried, sums: InnerWeights | None, is_complete: Tensor | list[bool],
-    row_scales: Tensor, norm: InnerNorm, commit: Commit, position: int,
+    row_scales: Tensor, norm: InnerNorm, commit: Commit, read_scores: ReadScores, position: int,
 ) -> tuple[list[Tensor], list[Tensor], Carried, InnerWeights | None]:  # fmt: skip
     """Mini-batches in order, the first one starting at `position`.
 
@@ -95,7 +99,7 @@ def _scan_mini_batches(
         weights = carried.weights
         factors = gradient_factors(k, v, weights, norm)
         scaled = [step_sizes * gradient for gradient in factors.output_gradients]
-        z = q + norm(_query(q, weights, sums, factors.inputs, scaled, first_scores, row_scales))
+        z = q + norm(_query(q, weights, sums, factors.inputs, scaled, first_scores, row_scales, read_scores))
         outputs.append(z)
         losses.append(factors.losses)
         added = gradient_sums(factors, step_sizes)
@@ -116,13 +120,13 @@ def _scan_mini_batches(
 
 def _query(
     q: Tensor, weights: InnerWeights, sums: InnerWeights | None, inputs: list[Tensor], scaled_gradients: list[Tensor],
-    first_scores: Tensor, row_scales: Tensor,
+    first_scores: Tensor, row_scales: Tensor, read_scores: ReadScores,
 ) -> Tensor:  # fmt: skip
     """f(q_i; theta_i) for every row i of a mini-batch; q (B, H, b, d)."""
     activation, z = q, q
     scale = row_scales[:, None]
     for index, (W, b) in enumerate(weights.maps):
-        scores = first_scores if index == 0 else torch.tril(activation @ inputs[index].mT + 1.0)
+        scores = first_scores if index == 0 else read_scores(activation @ inputs[index].mT + 1.0)
         change = scores @ scaled_gradients[index]
         if sums is not None:
             sum_W, sum_b = sums.maps[index]

@@ -113,6 +113,10 @@ class TTTLayer(nn.Module):
             return self.config.backend
         return "sequential" if tokens == 1 else "chunked"
 
+    def read_scores(self, scores: Tensor) -> Tensor:
+        """Of the scores (..., b, b) between a mini-batch's queries i and inputs j, those that row i reads: j <= i."""
+        return torch.tril(scores)
+
     def forward(
         self,
         x: Tensor,
@@ -226,7 +230,7 @@ class TTTLayer(nn.Module):
             open_tokens, sums = (None, None) if is_fresh or _none_open(state) else (state.open_tokens, state.sums)
             return chunked.scan(
                 q, k, v, step_sizes, carried, sums, open_tokens, lengths, inner.row_scales, inner.norm, commit,
-                config.checkpoint_group,
+                self.read_scores, config.checkpoint_group,
             )  # fmt: skip
 
     def _autocast_guard(self, device: torch.device) -> AbstractContextManager[object]:
