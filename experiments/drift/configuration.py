@@ -10,7 +10,7 @@ from typing import Any, Literal
 from experiments.fact_streams.configuration import ModelSizes, StreamTraining
 from experiments.fact_streams.spec import FactStreamSpec
 from experiments.harness.identity import plain_values
-from experiments.harness.study import Scale
+from experiments.harness.seeded import SeededExperiment
 from ttt_core import TTTConfig
 from ttt_core.config import InnerModelName
 from ttt_core.precision import POLICIES, PrecisionName
@@ -181,20 +181,12 @@ class ModelPart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DriftExperiment:
+class DriftExperiment(SeededExperiment):
     """State arms x treatments, and one trained model x treatments, over seeds."""
 
-    recipe: str
-    scale: Scale
-    seed: int
-    seed_count: int
     state: StatePlan
     state_arms: tuple[StateArm, ...]
     model_part: ModelPart
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        return tuple(range(self.seed, self.seed + self.seed_count))
 
     def seeds_of(self, arm: str) -> tuple[int, ...]:
         return self.seeds if arm == MODEL or self.state_arm(arm).has_all_seeds else self.seeds[:1]
@@ -202,15 +194,6 @@ class DriftExperiment:
     @property
     def arm_names(self) -> tuple[str, ...]:
         return (MODEL, *(arm.name for arm in self.state_arms))
-
-    def starts_from(self, arm: str) -> str | None:
-        return None
-
-    def with_seed(self, seed: int) -> DriftExperiment:
-        return dataclasses.replace(self, seed=seed, seed_count=1)
-
-    def with_weights(self, digest: str) -> DriftExperiment:
-        raise ValueError(f"{self.recipe} trains its model from scratch; --weights has nothing to load into")
 
     def state_arm(self, name: str) -> StateArm:
         """Raises ValueError, with the arms there are, for a name that is none."""

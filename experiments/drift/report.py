@@ -23,6 +23,7 @@ from experiments.drift.results import (
     word_loss_differences,
 )
 from experiments.harness.estimates import Estimate, estimate
+from experiments.harness.finished_views import unfinished
 from experiments.harness.study import FinishedArm, Report
 from experiments.harness.text_table import aligned
 
@@ -30,7 +31,7 @@ from experiments.harness.text_table import aligned
 def report_drift(experiment: DriftExperiment, folder: Path, uri: str, finished: Sequence[FinishedArm]) -> Report:
     """Tables, files and metrics of whatever finished."""
     states, models = read_states(experiment, finished), read_models(experiment, finished)
-    tables, files, notes = [_failures(finished)], list[Path](), list[str]()
+    tables, files, notes = [unfinished(finished)], list[Path](), list[str]()
     if states:
         tables.append(_state_table(states))
         files.append(_write_csv(folder / "state_settings.csv", [_setting_row(result) for result in states]))
@@ -47,14 +48,6 @@ def report_drift(experiment: DriftExperiment, folder: Path, uri: str, finished: 
         files=files,
         metrics=claim_metrics(experiment, states, models),
         notes=notes,
-    )
-
-
-def _failures(finished: Sequence[FinishedArm]) -> str:
-    return "\n".join(
-        f"{arm.task.label}: {'not run' if arm.outcome is None else arm.outcome.status.lower()}"
-        for arm in finished
-        if arm.outcome is None or arm.outcome.status != "FINISHED"
     )
 
 

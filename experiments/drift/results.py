@@ -13,11 +13,12 @@ import numpy
 from experiments.drift.configuration import MODEL, DriftExperiment, StateArm, VectorKind
 from experiments.drift.curves import DriftCurves, Floats, first_beyond, growth_exponent
 from experiments.drift.metric_names import setting_name
-from experiments.drift.model_arm import MEASURES_FILE, VIEWS_FOLDER
+from experiments.drift.model_arm import MEASURES_FILE
 from experiments.drift.state_arm import COSTS_FILE, measures_of, read_curves, rows_of, settings
 from experiments.fact_streams.measures import StreamMeasures
 from experiments.harness.arm_process import is_finished
 from experiments.harness.estimates import Estimate, estimate
+from experiments.harness.finished_views import view_folders
 from experiments.harness.study import FinishedArm
 
 
@@ -125,16 +126,15 @@ def _mean_costs(costs: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def read_models(experiment: DriftExperiment, finished: Sequence[FinishedArm]) -> dict[str, ModelResult]:
     """Treatments of the trained model in the configuration's order, each under the seeds at which it finished."""
-    results: dict[str, ModelResult] = {}
-    for treatment in experiment.model_part.treatments:
-        by_seed: dict[int, StreamMeasures] = {}
-        for arm in finished:
-            folder = arm.task.folder / VIEWS_FOLDER / treatment.name
-            if arm.name == MODEL and is_finished(folder):
-                by_seed[arm.seed] = StreamMeasures.load(folder / MEASURES_FILE)
-        if by_seed:
-            results[treatment.name] = ModelResult(treatment=treatment.name, against=treatment.against, by_seed=by_seed)
-    return results
+    against = {treatment.name: treatment.against for treatment in experiment.model_part.treatments}
+    return {
+        name: ModelResult(
+            treatment=name,
+            against=against[name],
+            by_seed={seed: StreamMeasures.load(folder / MEASURES_FILE) for seed, folder in folders.items()},
+        )
+        for name, folders in view_folders(list(against), [arm for arm in finished if arm.name == MODEL]).items()
+    }
 
 
 def difference(models: dict[str, ModelResult], treatment: str, read: Callable[[StreamMeasures], float]) -> Estimate:

@@ -8,7 +8,6 @@ from pathlib import Path
 from moshi.models.lm import LMModel
 from torch import Tensor
 
-from backbones.moshi import ttt_layers
 from experiments.endless.carried_training import CarriedStateModule, CarriedStreamData
 from experiments.endless.configuration import EndlessExperiment, Training, View
 from experiments.endless.measures import ViewMeasures, remembered_by_position, topic_curves
@@ -19,16 +18,13 @@ from experiments.fact_streams.generate import FactStreams, draw_streams
 from experiments.fact_streams.measures import measure_streams
 from experiments.fact_streams.module import FactStreamData, FactStreamModule, stage_spec
 from experiments.fact_streams.spec import FactStreamSpec
-from experiments.harness import metric_names as names
+from experiments.fact_streams.training import cpu_weights, train_on_fact_streams
 from experiments.harness.arm_process import is_finished, looked_at
-from experiments.harness.callbacks import InnerWeightWatch
-from experiments.harness.checkpoints import CheckpointFolder
-from experiments.harness.identity import fingerprint, flattened
-from experiments.harness.lightning_run import TrainingRun, train
-from experiments.harness.memory import forget_peak, held_bytes
+from experiments.harness.finished_views import VIEWS_FOLDER
+from experiments.harness.memory import device, start_measuring
 from experiments.harness.stopping import InterruptedRunError
 from experiments.harness.study import ArmWork
-from ttt_core import TTTConfig, TTTMonitor
+from ttt_core import TTTConfig
 
 VIEW_DRAW, TOPIC_DRAW, HABIT_DRAW = 2_000_003, 4_000_037, 5_000_011
 """Second numbers of the seeds of what views are measured on: no training step draws them."""
@@ -41,9 +37,9 @@ def run_endless_arm(work: ArmWork) -> None:
     experiment: EndlessExperiment = work.task.config
     training = experiment.training_named(work.task.arm)
     lm = _train(experiment, training, work)
-    weights = {name: tensor.cpu() for name, tensor in lm.state_dict().items()}
+    weights = cpu_weights(lm)
     for view in experiment.views_of(training.name):
-        folder = work.task.folder / "views" / view.name
+        folder = work.task.folder / VIEWS_FOLDER / view.name
         if work.task.resumes and is_finished(folder):
             continue
         if work.stop.is_asked:
@@ -72,9 +68,7 @@ def topic_streams(experiment: EndlessExperiment) -> FactStreams:
 
 
 def _train(experiment: EndlessExperiment, training: Training, work: ArmWork) -> LMModel:
-    task, plan = work.task, experiment.training
-    bytes_at_start = held_bytes()
-    forget_peak()
+    plan, bytes_at_start = experiment.training, start_measuring()
     lm = build_model(experiment, training.ttt)
     if training.carries_state:
         module = CarriedStateModule(lm, experiment.stream, plan, experiment.words_left_out)
@@ -90,25 +84,7 @@ def _train(experiment: EndlessExperiment, training: Training, work: ArmWork) -> 
         module = FactStreamModule(lm, experiment.stream, plan)
         data = FactStreamData(experiment.stream, plan, experiment.seed, lambda: module.steps_done)
     own = experiment.of_arm(training.name)
-    monitor = None if training.ttt is None else TTTMonitor(task.folder / "monitor")
-    watch = []
-    if monitor is not None:
-        watch.append(InnerWeightWatch(task.label, ttt_layers(lm), monitor, work.logger, MONITOR_EVERY_STEPS))
-    trained = float(sum(parameter.numel() for parameter in module.trained_parameters()))
-    work.logger.log_metrics({names.TRAINED_PARAMETERS: trained}, step=0)
-    run = TrainingRun(
-        label=task.label,
-        checkpoints=CheckpointFolder(task.folder / "checkpoints", fingerprint(own), flattened(own)),
-        logger=work.logger,
-        stop=work.stop,
-        seed=experiment.seed,
-        checkpoint_every_steps=plan.validate_every_steps,
-        bytes_at_start=bytes_at_start,
-        progress_line=task.line,
-        monitor=monitor,
-        callbacks=watch,
-    )
-    train(module, data, run)
+    train_on_fact_streams(module, data, own, work, bytes_at_start, monitor_every_steps=MONITOR_EVERY_STEPS)
     return lm.cpu()
 
 
@@ -130,7 +106,7 @@ def measure(experiment: EndlessExperiment, view: View, weights: dict[str, Tensor
     """The view's long streams and, where the plan has them, its changes of topic."""
     lm = build_model(experiment, view.ttt)
     lm.load_state_dict(weights)
-    lm.eval()
+    lm.to(device()).eval()
     plan, reach, trained = experiment.plan, experiment.model.context, experiment.trained_positions
     streams = long_streams(experiment)
     call = plan.tokens_per_call if view.reset_every is None else min(plan.tokens_per_call, view.reset_every)

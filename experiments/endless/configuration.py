@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from experiments.fact_streams.configuration import ModelSizes, StreamTraining
 from experiments.fact_streams.spec import FactStreamSpec
 from experiments.harness.identity import plain_values
-from experiments.harness.study import Scale
+from experiments.harness.seeded import SeededExperiment
 from ttt_core import TTTConfig
 
 
@@ -87,7 +86,7 @@ class StreamPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EndlessExperiment:
+class EndlessExperiment(SeededExperiment):
     """Trainings x views x seeds.
 
     training: of every model; its one stage's `positions` are T. segments_per_conversation: of T positions, where the
@@ -97,10 +96,6 @@ class EndlessExperiment:
     see across the border.
     """
 
-    recipe: str
-    scale: Scale
-    seed: int
-    seed_count: int
     model: ModelSizes
     stream: FactStreamSpec
     training: StreamTraining
@@ -153,24 +148,8 @@ class EndlessExperiment:
         return self.training.longest_positions
 
     @property
-    def seeds(self) -> tuple[int, ...]:
-        return tuple(range(self.seed, self.seed + self.seed_count))
-
-    def seeds_of(self, arm: str) -> tuple[int, ...]:
-        return self.seeds
-
-    @property
     def arm_names(self) -> tuple[str, ...]:
         return tuple(training.name for training in self.trainings)
-
-    def starts_from(self, arm: str) -> str | None:
-        return None
-
-    def with_seed(self, seed: int) -> EndlessExperiment:
-        return dataclasses.replace(self, seed=seed, seed_count=1)
-
-    def with_weights(self, digest: str) -> EndlessExperiment:
-        raise ValueError(f"{self.recipe} trains its models from scratch; --weights has nothing to load into")
 
     def training_named(self, name: str) -> Training:
         """The row called `name`. Raises ValueError, with those there are, when there is none."""

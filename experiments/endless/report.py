@@ -12,6 +12,7 @@ from experiments.endless.configuration import EndlessExperiment, View
 from experiments.endless.figures import draw_all
 from experiments.endless.results import ViewResult, findings, read_views
 from experiments.harness.estimates import Estimate
+from experiments.harness.finished_views import unfinished
 from experiments.harness.study import FinishedArm, Report
 from experiments.harness.text_table import aligned
 
@@ -25,11 +26,11 @@ def report_endless(
     experiment: EndlessExperiment, folder: Path, uri: str, finished: Sequence[FinishedArm]
 ) -> Report:  # fmt: skip
     """The table of views, and every estimate as a metric of the parent run."""
-    views = read_views(experiment, finished)
+    views = read_views(experiment.views, finished)
     if not views:
-        return Report(table=_failures(finished) or "no view finished")
+        return Report(table=unfinished(finished) or "no view finished")
     found = findings(experiment, views)
-    tables = [_failures(finished), _table(experiment, views, found)]
+    tables = [unfinished(finished), _table(experiment, views, found)]
     return Report(
         table="\n\n".join(table for table in tables if table),
         figures=draw_all(folder / "figures", experiment, views),
@@ -73,14 +74,6 @@ def equilibrium(view: str, own: Mapping[str, Estimate]) -> str:
 def _learns_for_ever(view: View) -> bool:
     """False for views whose inner weights are reset, or never move: their norm has nothing to settle."""
     return view.ttt is not None and view.ttt.resolved_base_lr > 0 and view.reset_every is None
-
-
-def _failures(finished: Sequence[FinishedArm]) -> str:
-    return "\n".join(
-        f"{arm.task.label}: {'not run' if arm.outcome is None else arm.outcome.status.lower()}"
-        for arm in finished
-        if arm.outcome is None or arm.outcome.status != "FINISHED"
-    )
 
 
 def _table(experiment: EndlessExperiment, views: Mapping[str, ViewResult], found: Found) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy
 
@@ -13,8 +12,8 @@ from experiments.endless.arm import ages
 from experiments.endless.configuration import EndlessExperiment, View
 from experiments.endless.measures import Floats, ViewMeasures
 from experiments.endless.trends import half_life
-from experiments.harness.arm_process import is_finished
 from experiments.harness.estimates import Estimate, estimate
+from experiments.harness.finished_views import paired_view_folders
 from experiments.harness.study import FinishedArm
 
 
@@ -38,23 +37,16 @@ class ViewResult:
         return [float(numpy.nanmean(each)) if numpy.isfinite(each).any() else math.nan for each in differences]
 
 
-def read_views(experiment: EndlessExperiment, finished: Sequence[FinishedArm]) -> dict[str, ViewResult]:
-    """Views in the configuration's order, all under the same seeds: those that finished every view that was begun."""
-    folders: dict[str, dict[int, Path]] = {view.name: {} for view in experiment.views}
-    for arm in finished:
-        for path in sorted((arm.task.folder / "views").glob("*")):
-            if path.name in folders and is_finished(path):
-                folders[path.name][arm.seed] = path
-    begun = [set(rows) for rows in folders.values() if rows]
-    common = sorted(set.intersection(*begun)) if begun else []
+def read_views(all_views: Sequence[View], finished: Sequence[FinishedArm]) -> dict[str, ViewResult]:
+    """Views in the given order, all under the same seeds: those that finished every view that was begun."""
+    views = {view.name: view for view in all_views}
     return {
-        view.name: ViewResult(
-            view=view,
-            seeds=tuple(common),
-            measures=tuple(ViewMeasures.load(folders[view.name][seed]) for seed in common),
+        name: ViewResult(
+            view=views[name],
+            seeds=tuple(folders),
+            measures=tuple(ViewMeasures.load(folder) for folder in folders.values()),
         )
-        for view in experiment.views
-        if folders[view.name] and common
+        for name, folders in paired_view_folders(list(views), finished).items()
     }
 
 

@@ -5,7 +5,7 @@ Legend: N streams, T positions, V text tokens, b mini-batch size.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy
@@ -37,7 +37,7 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True)
 class Streamed:
-    """logits: (N, T, V), teacher-forced."""
+    """logits: (N, T, V), teacher-forced, on the CPU."""
 
     logits: Tensor
     probes: tuple[Probe, ...]
@@ -52,29 +52,34 @@ def probe_positions(positions: int, tokens_per_call: int, count: int) -> tuple[i
 
 @torch.no_grad()
 def stream_logits(
-    lm: LMModel, codes: Tensor, tokens_per_call: int, resets: Collection[int] = (), probed: Collection[int] = ()
-) -> Streamed:
+    lm: LMModel, codes: Tensor, tokens_per_call: int, resets: Collection[int] = (), probed: Collection[int] = (),
+    before_call: Callable[[int], None] | None = None,
+) -> Streamed:  # fmt: skip
     """Streams codes (N, streams, T) through the package's streaming, `tokens_per_call` positions a call.
 
     resets: positions, multiples of `tokens_per_call`, before which the TTT states alone start anew. probed: positions
     of the same kind at which the inner weights are looked at; a call is then cut in two behind its first mini-batch.
+    before_call: called with the position before each call, while the model streams.
 
     Raises ValueError for a call that is shorter than a mini-batch where weights are probed.
     """
     give_ring_room(lm, tokens_per_call)
     modules = list(ttt_modules(lm).values())
-    inputs, logits, probes = model_inputs(lm, codes), [], []
+    device = next(lm.parameters()).device
+    inputs, logits, probes = model_inputs(lm, codes.to(device)), [], []
     with lm.streaming(codes.shape[0]):
         for start in range(0, codes.shape[2], tokens_per_call):
+            if before_call is not None:
+                before_call(start)
             if start in resets:
                 _reset(modules)
             call = inputs[:, :, start : start + tokens_per_call]
             if modules and start in probed:
                 first, rest, probe = _probed_call(lm, call, modules, start)
-                logits += [first, rest]
+                logits += [first.cpu(), rest.cpu()]
                 probes.append(probe)
             else:
-                logits.append(lm.forward_text(call)[1][:, 0])
+                logits.append(lm.forward_text(call)[1][:, 0].cpu())
     return Streamed(logits=torch.cat(logits, dim=1), probes=tuple(probes))
 
 

@@ -1,4 +1,4 @@
-"""Peak memory of this process. Arms run in processes of their own, so a peak is one arm's and no other's."""
+"""Where models are run, and the peak memory of this process: arms have processes of their own, so it is one arm's."""
 
 from __future__ import annotations
 
@@ -47,3 +47,14 @@ def _status_bytes(field: str) -> int:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"{PROCESS_STATUS} has no field {field}")
+
+
+def start_measuring() -> int:
+    """Starts the peak anew and gives the bytes held now: what an arm needs is counted from there."""
+    forget_peak()
+    return held_bytes()
+
+
+def device() -> torch.device:
+    """The GPU where there is one, as Lightning chooses it for training."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

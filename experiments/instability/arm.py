@@ -5,14 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from backbones.moshi import ttt_layers
 from experiments.endless.models import build_with_ttt_on_top
 from experiments.fact_streams.module import FactStreamData, FactStreamModule
-from experiments.harness.callbacks import InnerWeightWatch
-from experiments.harness.checkpoints import CheckpointFolder
-from experiments.harness.identity import fingerprint, flattened
-from experiments.harness.lightning_run import TrainingRun, train
-from experiments.harness.memory import forget_peak, held_bytes
+from experiments.fact_streams.training import train_on_fact_streams
+from experiments.harness.memory import start_measuring
 from experiments.harness.stopping import DivergedRunError
 from experiments.harness.study import ArmWork
 from experiments.instability.configuration import InstabilityExperiment
@@ -30,37 +26,19 @@ def run_instability_arm(work: ArmWork) -> None:
     experiment: InstabilityExperiment = work.task.config
     task = work.task
     arm = experiment.arm_named(task.arm)
-    bytes_at_start = held_bytes()
-    forget_peak()
-    plan = experiment.training_of(arm)
+    plan, bytes_at_start = experiment.training_of(arm), start_measuring()
     lm = build_with_ttt_on_top(experiment.model, experiment.stream, experiment.seed, arm.ttt)
     module = FactStreamModule(lm, experiment.stream, plan)
     data = FactStreamData(experiment.stream, plan, experiment.seed, lambda: module.steps_done)
-    own = experiment.of_arm(arm.name)
     monitor = TTTMonitor(task.folder / "monitor")
-    watch = InnerWeightWatch(task.label, ttt_layers(lm), monitor, work.logger, experiment.monitor_every_steps)
-    run = TrainingRun(
-        label=task.label,
-        checkpoints=CheckpointFolder(task.folder / "checkpoints", fingerprint(own), flattened(own)),
-        logger=work.logger,
-        stop=work.stop,
-        seed=experiment.seed,
-        checkpoint_every_steps=plan.validate_every_steps,
-        bytes_at_start=bytes_at_start,
-        progress_line=task.line,
-        monitor=monitor,
-        callbacks=[watch],
-    )
-    found = {DIVERGED: 0.0}
+    own, found = experiment.of_arm(arm.name), {DIVERGED: 0.0}
     try:
-        train(module, data, run)
+        train_on_fact_streams(module, data, own, work, bytes_at_start, monitor, experiment.monitor_every_steps)
     except DivergedRunError as error:
         found = {DIVERGED: 1.0, DIVERGED_STEP: float(module.steps_done)}
         work.logger.set_tag("diverged", str(error))
         print(f"{task.label}: diverged, as it may: {error}", flush=True)
     work.logger.log_metrics(found | watched(monitor), step=module.steps_done)
-    work.logger.log_artifact(monitor.csv_path)
-    work.logger.log_artifact(monitor.plot_evolution(task.folder / "inner_weights.png"), "figures")
 
 
 def watched(monitor: TTTMonitor) -> dict[str, float]:

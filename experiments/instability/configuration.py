@@ -9,7 +9,7 @@ from typing import Any
 from experiments.fact_streams.configuration import ModelSizes, StreamTraining
 from experiments.fact_streams.spec import FactStreamSpec
 from experiments.harness.identity import plain_values
-from experiments.harness.study import Scale
+from experiments.harness.seeded import SeededExperiment
 from ttt_core import TTTConfig
 
 
@@ -28,17 +28,13 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InstabilityExperiment:
+class InstabilityExperiment(SeededExperiment):
     """Arms x seeds, all on the same batches, so that losses are compared batch by batch.
 
     reference: the arm whose loss is a healthy one. A run is *lost* from the step on from which its loss, averaged over
     `smoothed_steps`, stays more than `lost_nats` above the reference's to the end.
     """
 
-    recipe: str
-    scale: Scale
-    seed: int
-    seed_count: int
     model: ModelSizes
     stream: FactStreamSpec
     training: StreamTraining
@@ -63,24 +59,8 @@ class InstabilityExperiment:
                 raise ValueError(f"arm {arm.name!r}: outer_rate_factor must be above 0, got {arm.outer_rate_factor}")
 
     @property
-    def seeds(self) -> tuple[int, ...]:
-        return tuple(range(self.seed, self.seed + self.seed_count))
-
-    def seeds_of(self, arm: str) -> tuple[int, ...]:
-        return self.seeds
-
-    @property
     def arm_names(self) -> tuple[str, ...]:
         return tuple(arm.name for arm in self.arms)
-
-    def starts_from(self, arm: str) -> str | None:
-        return None
-
-    def with_seed(self, seed: int) -> InstabilityExperiment:
-        return dataclasses.replace(self, seed=seed, seed_count=1)
-
-    def with_weights(self, digest: str) -> InstabilityExperiment:
-        raise ValueError(f"{self.recipe} trains its models from scratch; --weights has nothing to load into")
 
     def arm_named(self, name: str) -> Arm:
         """The row called `name`. Raises ValueError, with those there are, when there is none."""

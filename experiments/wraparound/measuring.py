@@ -60,10 +60,6 @@ def view_streams(experiment: WraparoundExperiment) -> ViewStreams:
     )
 
 
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def measure_view(experiment: WraparoundExperiment, view: View, lm: LMModel, streams: ViewStreams) -> ViewFindings:
     """Runs the view over both kinds of streams; `lm` is its model, trained weights in it, on its device."""
     plan = experiment.view_plan

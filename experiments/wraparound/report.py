@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.harness import metric_names as names
+from experiments.harness.finished_views import unfinished
 from experiments.harness.study import FinishedArm, Report
 from experiments.harness.text_table import aligned, human_bytes
 from experiments.wraparound.claimed import CLAIMED
@@ -38,7 +39,7 @@ def report_wraparound(
 ) -> Report:
     """The table of views, and for each training length which explanation matches."""
     views = read_views(experiment, finished, uri)
-    tables = [_failures(finished), _claimed_table(finished), _view_table(experiment, views)]
+    tables = [unfinished(finished), _claimed_table(finished), _view_table(experiment, views)]
     metrics: dict[str, float] = {}
     rows: list[dict[str, object]] = []
     for length in LENGTHS:
@@ -55,15 +56,6 @@ def report_wraparound(
     if arrays.is_file():
         figures.append(draw_mechanics(folder / "figures" / "mechanics.png", arrays))
     return Report(table="\n\n".join(table for table in tables if table), figures=figures, files=files, metrics=metrics)
-
-
-def _failures(finished: Sequence[FinishedArm]) -> str:
-    lines = [
-        f"{arm.task.label}: {'not run' if arm.outcome is None else arm.outcome.status.lower()}"
-        for arm in finished
-        if arm.outcome is None or arm.outcome.status != "FINISHED"
-    ]
-    return "\n".join(lines)
 
 
 def _claimed_table(finished: Sequence[FinishedArm]) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from experiments.fact_streams.measures import StreamMeasures
 from experiments.harness import tracking
-from experiments.harness.arm_process import is_finished
 from experiments.harness.estimates import Estimate, estimate
+from experiments.harness.finished_views import view_folders
 from experiments.harness.outcomes import read_outcome
 from experiments.harness.study import FinishedArm
 from experiments.wraparound.configuration import View, WraparoundExperiment
@@ -33,23 +33,19 @@ class ViewResult:
 
 def read_views(experiment: WraparoundExperiment, finished: Sequence[FinishedArm], uri: str) -> dict[str, ViewResult]:
     """Views in the configuration's order, each under the seeds it finished; one that none finished is left out."""
-    folders: dict[str, list[tuple[int, Path]]] = {view.name: [] for view in experiment.views}
-    for arm in finished:
-        for path in sorted((arm.task.folder / "views").glob("*")):
-            if path.name in folders and is_finished(path):
-                folders[path.name].append((arm.seed, path))
-    results = {}
-    for view in experiment.views:
-        rows = sorted(folders[view.name])
-        if rows:
-            results[view.name] = ViewResult(
-                view=view,
-                seeds=tuple(seed for seed, _ in rows),
-                onset=tuple(StreamMeasures.load(path / ONSET_FILE) for _, path in rows),
-                long=tuple(StreamMeasures.load(path / LONG_FILE) for _, path in rows if (path / LONG_FILE).is_file()),
-                metrics=tuple(_logged(uri, path) for _, path in rows),
-            )
-    return results
+    views = {view.name: view for view in experiment.views}
+    return {
+        name: ViewResult(
+            view=views[name],
+            seeds=tuple(folders),
+            onset=tuple(StreamMeasures.load(path / ONSET_FILE) for path in folders.values()),
+            long=tuple(
+                StreamMeasures.load(path / LONG_FILE) for path in folders.values() if (path / LONG_FILE).is_file()
+            ),
+            metrics=tuple(_logged(uri, path) for path in folders.values()),
+        )
+        for name, folders in view_folders(list(views), finished).items()
+    }
 
 
 def _logged(uri: str, folder: Path) -> dict[str, float]:

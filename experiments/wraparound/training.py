@@ -7,26 +7,22 @@ from pathlib import Path
 from moshi.models.lm import LMModel
 from torch import Tensor
 
-from backbones.moshi import describe, ttt_layers
+from backbones.moshi import describe
 from experiments.fact_streams.module import FactStreamData, FactStreamModule
+from experiments.fact_streams.training import cpu_weights, train_on_fact_streams
 from experiments.harness import metric_names as names
 from experiments.harness.arm_process import is_finished, looked_at
-from experiments.harness.callbacks import InnerWeightWatch
-from experiments.harness.checkpoints import CheckpointFolder
-from experiments.harness.identity import fingerprint, flattened
-from experiments.harness.lightning_run import TrainingRun, train
-from experiments.harness.memory import forget_peak, held_bytes
+from experiments.harness.finished_views import VIEWS_FOLDER
+from experiments.harness.memory import device, start_measuring
 from experiments.harness.stopping import InterruptedRunError
 from experiments.harness.study import ArmWork
 from experiments.wraparound.configuration import MECHANICS, Training, View, WraparoundExperiment
-from experiments.wraparound.measuring import ViewStreams, device, measure_view, view_streams
+from experiments.wraparound.measuring import ViewStreams, measure_view, view_streams
 from experiments.wraparound.mechanics_arm import run_mechanics
 from experiments.wraparound.models import build_trained, build_viewed
-from ttt_core import TTTMonitor
 
 LONG_FILE = "long_streams.npz"
 ONSET_FILE = "onset_streams.npz"
-MONITOR_EVERY_STEPS = 100
 
 
 def run_wraparound_arm(work: ArmWork) -> None:
@@ -38,9 +34,9 @@ def run_wraparound_arm(work: ArmWork) -> None:
     training = experiment.training(work.task.arm)
     lm = _train(experiment, training, work)
     streams = view_streams(experiment)
-    weights = {name: tensor.cpu() for name, tensor in lm.state_dict().items()}
+    weights = cpu_weights(lm)
     for view in experiment.views_of(training.name):
-        folder = work.task.folder / "views" / view.name
+        folder = work.task.folder / VIEWS_FOLDER / view.name
         if work.task.resumes and is_finished(folder):
             continue
         if work.stop.is_asked:
@@ -49,34 +45,11 @@ def run_wraparound_arm(work: ArmWork) -> None:
 
 
 def _train(experiment: WraparoundExperiment, training: Training, work: ArmWork) -> LMModel:
-    task, plan = work.task, experiment.stream_training(training)
-    bytes_at_start = held_bytes()
-    forget_peak()
+    plan, bytes_at_start = experiment.stream_training(training), start_measuring()
     lm = build_trained(experiment, training)
     module = FactStreamModule(lm, experiment.stream, plan)
-    own = experiment.of_arm(training.name)
-    checkpoints = CheckpointFolder(task.folder / "checkpoints", fingerprint(own), flattened(own))
-    monitor = None if training.ttt is None else TTTMonitor(task.folder / "monitor")
-    watch = []
-    if monitor is not None:
-        watch.append(InnerWeightWatch(task.label, ttt_layers(lm), monitor, work.logger, MONITOR_EVERY_STEPS))
-    trained = float(sum(parameter.numel() for parameter in module.trained_parameters()))
-    work.logger.log_metrics({names.TRAINED_PARAMETERS: trained}, step=0)
-    run = TrainingRun(
-        label=task.label,
-        checkpoints=checkpoints,
-        logger=work.logger,
-        stop=work.stop,
-        seed=experiment.seed,
-        checkpoint_every_steps=plan.validate_every_steps,
-        bytes_at_start=bytes_at_start,
-        progress_line=task.line,
-        monitor=monitor,
-        callbacks=watch,
-    )
-    train(module, FactStreamData(experiment.stream, plan, experiment.seed, lambda: module.steps_done), run)
-    if monitor is not None:
-        work.logger.log_artifact(monitor.plot_evolution(task.folder / "inner_weights.png"), "figures")
+    data = FactStreamData(experiment.stream, plan, experiment.seed, lambda: module.steps_done)
+    train_on_fact_streams(module, data, experiment.of_arm(training.name), work, bytes_at_start)
     return lm.cpu()
 
 
