@@ -38,7 +38,7 @@ $(STAMP): FORCE
 endif
 endif
 
-.PHONY: help setup test lint format typecheck check lock older-moshi smoke mlflow-ui cards clean clean-runs FORCE
+.PHONY: help setup test lint format typecheck check lock older-moshi smoke mlflow-ui cards decide clean clean-runs FORCE
 
 help: ## list every target and every recipe
 	@echo "Targets:"
@@ -104,6 +104,9 @@ mlflow-ui: $(STAMP) ## look at the runs in a browser (MLFLOW_TRACKING_URI if set
 
 cards: $(STAMP) ## write docs/models.md, a card for each model, from analysis/cards
 	$(RUN) -m analysis.cards
+
+decide: $(STAMP) ## which backbone? asks four questions, answers from evidence and cards (or ARGS="--real-time yes ...")
+	$(RUN) -m analysis.decide $(ARGS)
 
 clean: ## remove caches and build leftovers; runs and prepared data stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
