@@ -31,8 +31,7 @@ def measured(
     metric: str, value: float, half: float = 0.0, scale: str = "full", recipe: str = "moshi-stage1"
 ) -> Measurement:
     return Measurement(
-        claim="C15", test="a", recipe=recipe, scale=scale, metric=metric, value=value, low=value - half,
-        high=value + half, run="abc", origin="C15.csv",
+        claim="C15", recipe=recipe, scale=scale, metric=metric, value=value, low=value - half, high=value + half,
     )  # fmt: skip
 
 
@@ -129,42 +128,54 @@ def test_every_recipe_that_a_card_names_exists(cards: dict[str, Card]) -> None:
         assert all((recipes / f"{name.replace('-', '_')}.py").is_file() for name in card.recipes), card.name
 
 
-def written(folder: Path, *lines: str, head: str = "claim,test,recipe,scale,metric,value,low,high,seed,run_id") -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / "C04.csv").write_text("\n".join([head, *lines]) + "\n")
-    return folder
+HEAD = "claim,test,scale,recipe,source,metric,arm,against,minus,unit,value,low,high,confirmed,margin,seeds,run_id"
+
+
+def written(folder: Path, *lines: str, head: str = HEAD) -> Path:
+    path = folder / "tests.csv"
+    path.write_text("\n".join([head, *lines]) + "\n")
+    return path
 
 
 def test_evidence_is_read_and_given_to_the_models_it_is_about(cards: dict[str, Card], tmp_path: Path) -> None:
-    folder = written(
-        tmp_path / "evidence",
-        "C04,ring,memory,cpu,moshi-ring-48k/bytes_fixed,25.8,25.8,25.8,,r1",
-        "C23,late,llama-omni-stage1,cpu,loss,1.5,,,,r2",
-        "C23,late,llama-omni-stage1,cpu,loss,1.4,,,0,r2",
-        "C25,ratings,listening,full,preferred,,,,,",
+    path = written(
+        tmp_path,
+        "C04,ring,cpu,memory,experiment,moshi-ring-48k/bytes_fixed,,,,GB,25.8,25.8,25.8,above,30,1,r1",
+        "C23,late,cpu,llama-omni-stage1,arms,loss,ttt-mlp,full-attention,,nats,-0.5,-0.7,-0.3,below,0,3,r2",
+        "C08,qwen,cpu,memory,arms,bytes,qwen-7b-ring,,,GB,1,1,1,below,0,1,r3",
     )
-    rows = read_evidence(folder)
-    assert [row.value for row in rows] == [25.8, 1.5]
-    assert (rows[1].low, rows[1].high, rows[1].run) == (1.5, 1.5, "r2")
+    rows = read_evidence(path)
     assert about(cards["moshi"], rows) == (rows[0],)
     assert about(cards["llama-omni"], rows) == (rows[1],)
-    assert about(cards["qwen-mimi"], rows) == ()
+    assert about(cards["qwen-mimi"], rows) == (rows[2],)
     text = decision(needs(), rows)
-    assert "moshi-ring-48k/bytes_fixed = 25.8 (memory at scale cpu, run r1)" in text
-    assert "2 measurements, 2 at scale cpu" in text
+    assert "C04: moshi-ring-48k/bytes_fixed = 25.8 GB (memory at scale cpu, run r1)" in text
+    assert "loss of ttt-mlp minus full-attention = -0.5 [-0.7, -0.3] nats" in text
+    assert "3 measurements, 3 at scale cpu" in text
 
 
-def test_no_folder_is_no_evidence(tmp_path: Path) -> None:
-    assert read_evidence(tmp_path / "none") == ()
+def test_the_largest_scale_is_listed_first(cards: dict[str, Card]) -> None:
+    rows = tuple(measured("loss", 1.0, scale=scale) for scale in ("cpu", "full", "smoke"))
+    assert [row.scale for row in about(cards["moshi"], rows)] == ["full", "cpu", "smoke"]
+
+
+def test_a_difference_between_arms_is_no_latency(cards: dict[str, Card], tmp_path: Path) -> None:
+    line = "C15,late,full,moshi-stage1,arms,speech/first_audio_ms,ttt-mlp,window,,ms,5,4,6,below,0,3,r1"
+    (row,) = read_evidence(written(tmp_path, line))
+    assert asked(cards["moshi"], needs(), row)["latency"].standing == "unknown"
+
+
+def test_no_file_is_no_evidence(tmp_path: Path) -> None:
+    assert read_evidence(tmp_path / "tests.csv") == ()
     assert "nothing has been measured yet" in decision(needs(), ())
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("C04,ring,memory,huge,bytes,1,,,,", "scale 'huge'"),
-        ("C04,ring,memory,cpu,bytes,many,,,,", "value of bytes is no number"),
-        ("C04,ring,memory,cpu,bytes,1,few,,,", "low of bytes is no number"),
+        ("C04,ring,huge,memory,arms,bytes,,,,GB,1,1,1,above,30,1,r1", "scale 'huge'"),
+        ("C04,ring,cpu,memory,arms,bytes,,,,GB,many,1,1,above,30,1,r1", "value of bytes is no number"),
+        ("C04,ring,cpu,memory,arms,bytes,,,,GB,1,,1,above,30,1,r1", "low of bytes is no number"),
     ],
 )
 def test_a_damaged_row_is_named(tmp_path: Path, line: str, message: str) -> None:
@@ -175,6 +186,17 @@ def test_a_damaged_row_is_named(tmp_path: Path, line: str, message: str) -> None
 def test_missing_columns_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lacks the columns scale, metric"):
         read_evidence(written(tmp_path, "C04,memory,1", head="claim,recipe,value"))
+
+
+def test_input_that_ends_is_an_error() -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+
+    def ask(prompt: str) -> str:
+        raise EOFError
+
+    with pytest.raises(ValueError, match="ended before --real-time"):
+        needs_from(parser.parse_args([]), ask)
 
 
 def test_without_a_terminal_the_missing_flags_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,8 +242,8 @@ def test_missing_answers_are_asked_for_until_they_can_be_read() -> None:
 def test_the_command_prints_every_model_and_what_follows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     add_command(parser.add_subparsers())
-    given = parser.parse_args(["decide", *FLAGS, "--evidence", str(tmp_path)])
-    assert given.run(given) == 0
+    given = parser.parse_args(["decide", *FLAGS, "--evidence", str(tmp_path / "tests.csv")])
+    assert given.command(given) == 0
     printed = capsys.readouterr().out
     assert all(f"\n{card.title}\n" in printed for card in read_cards())
     assert printed.count("what follows:") == len(read_cards()) and "no ranking" in printed

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_command(subparsers: Subparsers) -> None:
-    """Adds `cards` to a command line whose parsers call `arguments.run(arguments) -> exit code`."""
+    """Adds `cards`, which sets `command`: a function from the parsed arguments to the exit code."""
     _options(subparsers.add_parser("cards", help="write the page of model cards"))
 
 
@@ -23,20 +23,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis.cards", description="Write the page of model cards.")
     _options(parser)
     given = parser.parse_args(arguments)
-    return given.run(given)
+    try:
+        return given.command(given)
+    except ValueError as error:
+        print(f"cards: {error}", file=sys.stderr)
+        return 2
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=PAGE, help="the file to write (default: docs/models.md)")
-    parser.set_defaults(run=_write)
+    parser.set_defaults(command=_write)
 
 
 def _write(given: argparse.Namespace) -> int:
-    try:
-        page = render_page()
-    except ValueError as error:
-        print(f"cards: {error}", file=sys.stderr)
-        return 2
-    given.output.write_text(page, encoding="utf-8")
+    """Raises ValueError where a card cannot be read."""
+    given.output.write_text(render_page(), encoding="utf-8")
     print(f"wrote {given.output}")
     return 0

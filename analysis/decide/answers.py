@@ -143,9 +143,9 @@ def _risk(
     if needs.risk == "high":
         standing, reason = "meets", "accepted"
     elif at_full or (rows and needs.risk == "medium"):
-        standing, reason = "meets", f"measured here: {len(rows)} numbers, {len(at_full)} at scale full"
+        standing, reason = "meets", f"tests measured here: {len(rows)}, at scale full: {len(at_full)}"
     else:
-        standing, reason = "unknown", f"measured here: {len(rows)} numbers, none at scale full"
+        standing, reason = "unknown", f"tests measured here: {len(rows)}, none at scale full"
     gap = () if at_full else ("anything measured at scale full",)
     return Answer(
         question=f"enough measured for risk {needs.risk}", standing=standing, reason=reason, known=known,
@@ -154,7 +154,7 @@ def _risk(
 
 
 def _measured(rows: tuple[Measurement, ...], metric: str) -> list[Measurement]:
-    return [row for row in rows if row.metric.rpartition("/")[2] == metric]
+    return [row for row in rows if row.metric.rpartition("/")[2] == metric and not row.against]
 
 
 def _held(measured: list[Measurement], needs: Needs, holds: Callable[[float], bool]) -> tuple[Standing, str]:

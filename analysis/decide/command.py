@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def add_command(subparsers: Subparsers) -> None:
-    """Adds `decide` to a command line whose parsers call `arguments.run(arguments) -> exit code`."""
+    """Adds `decide`, which sets `command`: a function from the parsed arguments to the exit code."""
     _options(subparsers.add_parser("decide", help="which backbone? four questions, answered from evidence"))
 
 
@@ -29,25 +29,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis.decide", description="Which backbone?")
     _options(parser)
     given = parser.parse_args(arguments)
-    return given.run(given)
+    try:
+        return given.command(given)
+    except ValueError as error:
+        print(f"decide: {error}", file=sys.stderr)
+        return 2
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
     add_flags(parser)
-    parser.add_argument("--evidence", type=Path, default=EVIDENCE, help="folder of CSV files (default: evidence/)")
-    parser.set_defaults(run=_decide)
+    parser.add_argument(
+        "--evidence", type=Path, default=EVIDENCE, help="what was measured (default: evidence/tests.csv)"
+    )
+    parser.set_defaults(command=_decide)
 
 
 def _decide(given: argparse.Namespace) -> int:
-    try:
-        needs = needs_from(given, input if sys.stdin.isatty() else None)
-        print(decision(needs, read_evidence(given.evidence)))
-    except ValueError as error:
-        print(f"decide: {error}", file=sys.stderr)
-        return 2
-    except EOFError:
-        print("decide: the answers ended before the questions did", file=sys.stderr)
-        return 2
+    """Raises ValueError for an answer that is missing or cannot be read, and for a file that cannot."""
+    needs = needs_from(given, input if sys.stdin.isatty() else None)
+    print(decision(needs, read_evidence(given.evidence)))
     return 0
 
 

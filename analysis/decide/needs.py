@@ -111,6 +111,10 @@ def _asked(question: Question, answer: str | None, ask: Callable[[str], str] | N
     assert ask is not None
     while True:
         try:
-            return question.parse(ask(f"{question.text} [{question.answers}] "))
+            typed = ask(f"{question.text} [{question.answers}] ")
+        except EOFError as error:
+            raise ValueError(f"the input ended before {question.flag} was answered") from error
+        try:
+            return question.parse(typed)
         except ValueError as error:
             print(error)
