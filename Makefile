@@ -38,7 +38,7 @@ $(STAMP): FORCE
 endif
 endif
 
-.PHONY: help setup test lint format typecheck check lock older-moshi smoke mlflow-ui clean clean-runs FORCE
+.PHONY: help setup test lint format typecheck check lock older-moshi smoke mlflow-ui cards decide clean clean-runs FORCE
 
 help: ## list every target and every recipe
 	@echo "Targets:"
@@ -101,6 +101,12 @@ mlflow-ui: $(STAMP) ## look at the runs in a browser (MLFLOW_TRACKING_URI if set
 		MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false exec $(VENV)/bin/mlflow server --port $(PORT) --workers 1 \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/runs/mlflow.db}" \
 		--artifacts-destination "$(CURDIR)/runs/mlartifacts"
+
+cards: $(STAMP) ## write docs/models.md, a card for each model, from analysis/cards
+	$(RUN) -m analysis.cards
+
+decide: $(STAMP) ## which backbone? asks four questions, answers from evidence and cards (or ARGS="--real-time yes ...")
+	$(RUN) -m analysis.decide $(ARGS)
 
 clean: ## remove caches and build leftovers; runs and prepared data stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
