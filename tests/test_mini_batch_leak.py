@@ -31,7 +31,7 @@ from experiments.mini_batch_leak.report import sentence
 from experiments.mini_batch_leak.results import ArmResult, SeedResult, findings, parent_metrics
 from experiments.mini_batch_leak.text_model import build_model, streamed_logits, token_losses, whole_logits, write
 from experiments.mini_batch_leak.training import TextData
-from experiments.mini_batch_leak.writing import readability, readable
+from experiments.mini_batch_leak.writing import readability, readable, words_of
 from experiments.recipes import RECIPES
 from ttt_core import TTTLayer
 
@@ -111,11 +111,11 @@ def test_planted_texts_have_their_planted_shares(corpus: TextCorpus) -> None:
     said = sorted(corpus.sentences)[:3]
     broken = ids_of(corpus, said[0], "xqzt " + said[1], said[2], "cut o")
     shares = readability([broken], corpus.tokenizer, [*said, "end of a turn cut o"])
-    words = [word for text in ("end of a turn", said[0], said[1], said[2], "cut o") for word in text.split()]
+    counted = len(words_of(f"of a turn {said[0]} xqzt {said[1]} {said[2]} cut"))
     assert shares.whole_turns == pytest.approx(2 / 3), "the cut turn at the end and the prompt's rest are no turns"
-    assert shares.known_words == pytest.approx(len(words) / (len(words) + 1), abs=0.02)
+    assert shares.known_words == pytest.approx((counted - 1) / counted)
     repeated = readability([corpus.tokenizer.encode(" one two three four" * 8)], corpus.tokenizer, said)
-    assert repeated.distinct_4grams == pytest.approx(4 / 29) and repeated.whole_turns == 0.0
+    assert repeated.distinct_4grams == pytest.approx(4 / 27) and repeated.whole_turns == 0.0
     nothing = readability([[]], corpus.tokenizer, said)
     assert (nothing.known_words, nothing.whole_turns, nothing.distinct_4grams) == (0.0, 0.0, 0.0)
     shown = readable(ids_of(corpus, said[0]), ids_of(corpus, said[1], said[2]), corpus.tokenizer)
@@ -138,7 +138,7 @@ def test_streaming_is_the_causal_form_and_is_not_the_leaky_one(corpus: TextCorpu
         for layer in model.modules():
             if isinstance(layer, TTTLayer):
                 layer.wo.weight.mul_(50.0)  # TTT's part of the logits is large, as it is after training
-    ids = torch.from_numpy(corpus.held_out)
+    ids = torch.from_numpy(corpus.held_out[:, :40])
     causal, leaky = (read_both_ways(model, form, ids) for form in FORMS)
     assert causal[LOGIT_DIFFERENCE] == causal[LOGIT_DIFFERENCE_TO_CAUSAL] < 1e-4 < 0.1 < leaky[LOGIT_DIFFERENCE]
     assert causal[PARALLEL] == pytest.approx(causal[STREAMED], abs=1e-5)

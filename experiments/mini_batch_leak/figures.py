@@ -33,7 +33,7 @@ def draw_losses(
     _bars(middle, arms, found, bars)
     middle.set(title="the same held-out text, read in two ways", ylabel="nats per token")
     _bars(right, arms, found, {"written_whole_turns": ("written token by token", 1.0)})
-    right.set(title="turns written that somebody says in the conversations", ylabel="share", ylim=(0, 1.05))
+    right.set(title="written turns that are whole sentences", ylabel="share", ylim=(0, 1.05))
     seeds = len(next(iter(arms.values())).runs)
     figure.suptitle(
         f"{experiment.recipe} ({experiment.scale}, seeds: {seeds}): a model decodes what it learned where its two bars "
@@ -71,5 +71,6 @@ def _bars(axes: Axes, arms: Mapping[str, ArmResult], found: Found, shown: Mappin
                 label=f"{arm.form}, {label}" if number < 2 else None,
             )  # fmt: skip
     axes.set_xticks(range(len(arms)), list(arms), rotation=40, ha="right", fontsize="small")
+    axes.set_axisbelow(True)
     axes.grid(alpha=0.3, axis="y")
-    axes.legend(fontsize="x-small")
+    axes.legend(fontsize="x-small", loc="upper center", ncols=len(shown), bbox_to_anchor=(0.5, -0.26))

@@ -14,9 +14,9 @@ NGRAM = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Readability:
-    """known_words: share of the words that occur in the conversations. whole_turns: share of the turns that are, word
-    by word, something that is said in them. distinct_4grams: share of the runs of four words that are different ones
-    (repetition lowers it). NaN-free: a text without words or turns has shares of 0.
+    """known_words: share of the words that occur in the conversations. whole_turns: share of the turns that are, letter
+    by letter, something that is said in them. distinct_4grams: distinct runs of four words, as a share of all such runs
+    (repetition lowers it). A text without words or turns has shares of 0.
     """
 
     known_words: float
@@ -25,15 +25,17 @@ class Readability:
 
 
 def readability(rows: Sequence[Sequence[int]], tokenizer: ConversationTokenizer, said: Iterable[str]) -> Readability:
-    """Of continuations `rows` of ids, against the sentences that are `said`. The first and last turn of a row, which
-    the prompt begins and the end cuts off, count for words and not for turns."""
+    """Of continuations `rows` of ids, against the sentences that are `said`.
+
+    What the prompt began and what a row's end may cut off is left out: first and last turn, first and last word.
+    """
     sentences = frozenset(said)
     vocabulary = {word for sentence in sentences for word in words_of(sentence)}
     words, turns, runs = [], [], []
     for row in rows:
         parts = turns_of(row, tokenizer)
         turns += parts[1:-1]
-        spoken = [word for part in parts for word in words_of(part)]
+        spoken = [word for part in parts for word in words_of(part)][1:-1]
         words += spoken
         runs += [tuple(spoken[i : i + NGRAM]) for i in range(len(spoken) - NGRAM + 1)]
     return Readability(

@@ -51,7 +51,7 @@ def _cpu(seed: int) -> MiniBatchLeakExperiment:
         text=_text(positions=256, conversations=1024, held_out=32, vocabulary=512),
         model=TextModel(hidden_size=64, intermediate_size=128, num_heads=1, num_layers=2, window=16),
         training=TextTraining(
-            learning_rate=5e-3, ttt_learning_rate=5e-3, weight_decay=0.01, warmup_steps=30, steps=300, rows_per_step=8,
+            learning_rate=5e-3, ttt_learning_rate=5e-3, weight_decay=0.01, warmup_steps=30, steps=300, rows_per_step=6,
             validate_every_steps=100,
         ),
         layers=_layers(64, 1, linear=(16, 64), mlp=(16, 64)),
