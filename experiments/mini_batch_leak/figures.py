@@ -32,6 +32,7 @@ def draw_losses(
     bars = {"parallel_loss_nats": ("all at once", 0.45), "streamed_loss_nats": ("one token a call", 1.0)}
     _bars(middle, arms, found, bars)
     middle.set(title="the same held-out text, read in two ways", ylabel="nats per token")
+    figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     _bars(right, arms, found, {"written_whole_turns": ("written token by token", 1.0)})
     right.set(title="written turns that are whole sentences", ylabel="share", ylim=(0, 1.05))
     seeds = len(next(iter(arms.values())).runs)
@@ -73,4 +74,3 @@ def _bars(axes: Axes, arms: Mapping[str, ArmResult], found: Found, shown: Mappin
     axes.set_xticks(range(len(arms)), list(arms), rotation=40, ha="right", fontsize="small")
     axes.set_axisbelow(True)
     axes.grid(alpha=0.3, axis="y")
-    axes.legend(fontsize="x-small", loc="upper center", ncols=len(shown), bbox_to_anchor=(0.5, -0.26))
