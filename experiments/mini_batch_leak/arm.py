@@ -1,4 +1,4 @@
-"""One arm: trains a model in its form, then reads and writes with the plain layer, one token a call."""
+"""One arm: trains a model in its form, then reads and writes a token a call."""
 
 from __future__ import annotations
 

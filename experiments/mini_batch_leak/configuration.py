@@ -1,4 +1,4 @@
-"""What a mini-batch-leak experiment is: TTT layers of several kinds, each trained both ways."""
+"""What a mini-batch-leak experiment is: TTT layers, each trained in two forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text that the models read: what is said in synthetic conversations, as tokens. No sound is made.
+"""The text of synthetic conversations, as tokens. No sound is made.
 
 <bos> <user> text ... <assistant> text ... <eos> <user> text ... <assistant> text ... <eos> ... <pad> ...
 """

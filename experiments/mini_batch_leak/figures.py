@@ -1,4 +1,4 @@
-"""The picture of a mini-batch-leak experiment: what training promises, what decoding keeps, and what is written."""
+"""The picture: what training promises, what decoding keeps, what is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is made of all arms: the table, the CSV, the metrics of the ledger, the figure, and a sentence for every arm."""
+"""Table, CSV, metrics of the ledger, figure, and a sentence for every arm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small Llama with TTT on top that reads and writes text: all at once, or one token a call.
+"""A small Llama with TTT on top that reads all at once, or one token a call.
 
 Legend: N rows, T tokens, V vocabulary.
 """

@@ -1,4 +1,4 @@
-"""Training of one model on the text: batches by step number, validation on the held-out conversations."""
+"""Training on the text: batches by step number, validation on what is held out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How readable a written text is: its words, its turns and its variety, by counting alone."""
+"""How readable a written text is: words, turns and variety, by counting alone."""
 
 from __future__ import annotations
 
