@@ -1,1 +1,1 @@
-"""The published video operators' mini-batches: what training with them does to a model that has to decode."""
+"""What training with the published video operators' mini-batches does to decoding."""

@@ -1,4 +1,4 @@
-"""TTT as the published video operators compute it: every row reads its whole mini-batch.
+"""TTT as the published video operators compute it: whole mini-batches are read.
 
 With W the weights at the start of a mini-batch, G the gradient sums of earlier calls in it and c_i the scale of row i,
 

@@ -11,12 +11,14 @@ from experiments.endless.study import ENDLESS
 from experiments.harness.study import Experiment, Scale, Study
 from experiments.instability.study import INSTABILITY
 from experiments.memory.study import MEMORY
+from experiments.mini_batch_leak.study import MINI_BATCH_LEAK
 from experiments.recipes.bf16_drift import bf16_drift
 from experiments.recipes.endless_stream import endless_stream
 from experiments.recipes.instability import instability
 from experiments.recipes.kv_wraparound import kv_wraparound
 from experiments.recipes.llama_omni_stage1 import llama_omni_stage1
 from experiments.recipes.memory import memory
+from experiments.recipes.mini_batch_leak import mini_batch_leak
 from experiments.recipes.moshi_stage1 import moshi_stage1
 from experiments.recipes.rope_reset import rope_reset
 from experiments.spoken.study import spoken_study
@@ -44,6 +46,7 @@ RECIPES: dict[str, Recipe] = {
     "kv-wraparound": Recipe(configure=kv_wraparound, study=WRAPAROUND),
     "llama-omni-stage1": Recipe(configure=llama_omni_stage1, study=spoken_study("llama-omni")),
     "memory": Recipe(configure=memory, study=MEMORY),
+    "mini-batch-leak": Recipe(configure=mini_batch_leak, study=MINI_BATCH_LEAK),
     "moshi-stage1": Recipe(configure=moshi_stage1, study=spoken_study("moshi")),
     "rope-reset": Recipe(configure=rope_reset, study=ENDLESS),
 }
