@@ -1,0 +1,26 @@
+"""`python -m analysis findings | verify-findings`: what the runs say about the claims."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from analysis import commands
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 1 not verified, 2 a mistake in the command or something that cannot be read."""
+    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands.add_commands(subparsers)
+    parsed = parser.parse_args(arguments)
+    try:
+        return parsed.command(parsed)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
