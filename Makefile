@@ -38,7 +38,7 @@ $(STAMP): FORCE
 endif
 endif
 
-.PHONY: help setup test lint format typecheck check lock older-moshi smoke mlflow-ui clean clean-runs FORCE
+.PHONY: help setup test lint format typecheck check findings verify-findings lock older-moshi smoke mlflow-ui clean clean-runs FORCE
 
 help: ## list every target and every recipe
 	@echo "Targets:"
@@ -80,6 +80,12 @@ typecheck: $(STAMP) ## check the types of ttt_core and analysis, strictly
 	$(RUN) -m pyright
 
 check: lint typecheck test ## lint, typecheck and test
+
+findings: $(STAMP) ## judge every claim by the runs that count: FINDINGS.md, evidence/*.csv, the table in README.md
+	$(RUN) -m analysis findings $(ARGS)
+
+verify-findings: $(STAMP) ## check that FINDINGS.md follows from experiments/claims.toml and evidence/*.csv (a test does it too)
+	$(RUN) -m analysis verify-findings $(ARGS)
 
 lock: $(STAMP) ## pin the newest versions that pyproject.toml admits in requirements.lock
 	$(VENV)/bin/uv pip compile --quiet --upgrade --python-version 3.11 --extra moshi --extra dev \
