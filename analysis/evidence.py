@@ -1,4 +1,4 @@
-"""What the verdicts rest on, as CSV files that need no store to be read: evidence/*.csv."""
+"""What the verdicts rest on, as CSV files that are read without a store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FINDINGS.md and the findings in README.md: written from claims and evidence, and checked against them."""
+"""FINDINGS.md and the findings in README.md: written from evidence, checked against it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The claims and their tests, read from `experiments/claims.toml` and checked: what would settle what."""
+"""Claims and their tests, read from `experiments/claims.toml` and checked."""
 
 from __future__ import annotations
 

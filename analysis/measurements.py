@@ -1,4 +1,4 @@
-"""From the runs that count to one interval for each test: read off a run, or computed over the seeds of arms."""
+"""From the runs that count to one interval for each test."""
 
 from __future__ import annotations
 

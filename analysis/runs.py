@@ -1,4 +1,4 @@
-"""A finished run as everything here reads it, wherever it was stored, and the scales it can have been run at."""
+"""A finished run as everything here reads it, and the scales it can have been run at."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ class LoggedRun:
 
     @property
     def seed(self) -> int:
-        return int(self.tags.get("seed", "-1"))
+        """-1 for a run that was not logged by the experiments."""
+        seed = self.tags.get("seed", "")
+        return int(seed) if seed.isdecimal() else -1
 
     @property
     def scale(self) -> str:

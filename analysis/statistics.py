@@ -1,4 +1,4 @@
-"""Intervals and paired differences: what stands between numbers of single seeds and a verdict."""
+"""Intervals and paired differences, between numbers of single seeds and a verdict."""
 
 from __future__ import annotations
 

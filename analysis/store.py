@@ -1,4 +1,4 @@
-"""Opens the store of runs, or says in one sentence why it cannot be read and what to do."""
+"""Opens the store of runs, or says in one sentence why it cannot be read."""
 
 from __future__ import annotations
 

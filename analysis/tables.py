@@ -1,4 +1,4 @@
-"""Tidy pandas tables of finished runs: one row a run, or one row a parameter, tag, metric or logged step."""
+"""Tidy pandas tables of finished runs: a row for each run, parameter, tag, metric or step."""
 
 from __future__ import annotations
 

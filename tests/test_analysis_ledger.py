@@ -65,6 +65,20 @@ def test_every_recipe_that_is_named_exists_or_is_said_to_be_planned() -> None:
     )
 
 
+def test_arms_and_views_that_tests_read_are_in_their_recipes() -> None:
+    """A metric of an arm that was renamed would leave its claim untested for ever."""
+    from experiments.recipes import RECIPES
+
+    for claim in LEDGER.claims:
+        for test in claim.tests:
+            if test.recipe in RECIPES:
+                config = RECIPES[test.recipe].configure(scale="cpu", seed=0)
+                known = {*config.arm_names, *(view.name for view in getattr(config, "views", ()))}
+                section, _, of_what = test.metric.partition("/")[0].partition("_")
+                named = {test.arm, test.against, of_what if section in ("endless", "instability", "leak") else ""}
+                assert named - {""} <= known, f"{claim.id}, {test.name}: {test.recipe} has no {named - known - {''}}"
+
+
 def test_findings_follow_from_claims_and_evidence() -> None:
     assert differences(Places(root=ROOT)) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import socket
 import sqlite3
@@ -87,6 +88,27 @@ def test_tables_have_one_row_for_each_thing(checkout: Checkout) -> None:
     assert losses.pivot(index="arm", columns="seed", values="value").loc["ttt"].tolist() == [1.0, 2.0]
     assert params_table(store.runs("drift")).query("name == 'width'")["value"].tolist() == ["64", "64", "64"]
     assert "git_commit" in set(tags_table(store.runs("memory"))["name"])
+
+
+def test_what_the_experiments_log_of_a_run_is_what_is_read_here(checkout: Checkout) -> None:
+    from experiments.harness.tracking import RunIdentity, RunLogger, code_version
+
+    experiment_id = checkout.client.create_experiment("drift")
+    identity = RunIdentity(
+        experiment="drift", role="experiment", arm="", seed=4, scale="full", is_adhoc=True, config_fingerprint="a1",
+        parent_run_id=None,
+    )  # fmt: skip
+    parent = RunLogger.start(checkout.uri, experiment_id, identity, {})
+    parent.log_metrics({"rise": 0.25})
+    parent.close("FINISHED")
+    child = dataclasses.replace(identity, role="arm", arm="ttt", seed=5, is_adhoc=False, parent_run_id=parent.run_id)
+    RunLogger.start(checkout.uri, experiment_id, child, {"weights_digest": "c3d4"}).close("KILLED")
+    own, arm = open_store(checkout.uri).runs("drift")
+    assert (own.role, own.seed, own.scale, own.status, own.parent_run_id) == ("experiment", 4, "full", "FINISHED", "")
+    assert (own.tags["adhoc"], own.metrics) == ("true", {"rise": 0.25})
+    assert (own.commit, own.tags["git_dirty"]) == code_version()
+    assert (arm.role, arm.arm, arm.seed, arm.scale, arm.status) == ("arm", "ttt", 5, "pretrained", "KILLED")
+    assert (arm.parent_run_id, arm.tags["adhoc"]) == (parent.run_id, "false")
 
 
 def test_a_history_holds_every_step_once_with_its_last_value(checkout: Checkout) -> None:
