@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from analysis.eligibility import digests_from_git
-from analysis.evidence import evidence_of, faults_in, joined, read_evidence, write_evidence
+from analysis.evidence import Evidence, evidence_of, faults_in, joined, read_evidence, write_evidence
 from analysis.findings import FINDINGS_FILE, Places, differences, verdicts, write_findings
 from analysis.ledger import load_ledger
 
@@ -33,10 +33,13 @@ def write(arguments: argparse.Namespace) -> int:
     places = Places(root=arguments.root)
     ledger, old = load_ledger(places.claims), read_evidence(places.evidence)
     if arguments.from_evidence:
-        evidence = old
+        evidence = joined(Evidence(left_out=old.left_out), old, ledger)
+        edited = sorted({row.claim for row in old.tests} - {row.claim for row in evidence.tests})
+        if edited:
+            print(f"{', '.join(edited)}: edited after their runs, so untested again; their evidence is dropped")
         faults = faults_in(evidence, ledger)
         if faults:
-            raise ValueError("the evidence does not fit the claims: " + "\n  ".join(faults))
+            raise ValueError("\n  ".join(["the evidence does not fit the claims; run make findings:", *faults]))
     else:
         # MLflow takes seconds to import, and only this needs it.
         from analysis.measurements import measure
@@ -48,9 +51,9 @@ def write(arguments: argparse.Namespace) -> int:
         evidence = evidence_of(measured, left_out)
         if not arguments.drop_other_stores:
             evidence = joined(evidence, old, ledger)
-        write_evidence(evidence, places.evidence)
         for row in evidence.left_out:
             print(f"does not count: {row.recipe} {row.scale} {row.run_id[:8]} for {row.claims}: {row.reason}")
+    write_evidence(evidence, places.evidence)
     write_findings(places, ledger, evidence)
     for claim, found in verdicts(ledger, evidence).items():
         print(f"{claim}  {'; '.join(f'{each.text} ({each.scale})' if each.scale else each.text for each in found)}")

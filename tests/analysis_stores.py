@@ -11,10 +11,12 @@ from pathlib import Path
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-import pytest
 from mlflow import MlflowClient
 
-from analysis.findings import README_END, README_START, Places
+from analysis.__main__ import main
+from analysis.evidence import read_evidence
+from analysis.findings import README_END, README_START, Places, verdicts
+from analysis.ledger import load_ledger
 
 CLAIMS = """
 planned_recipes = ["not-yet"]
@@ -56,14 +58,6 @@ test = [{ name = "wins", metric = "listening/share", confirmed = "above", margin
 """
 
 README = f"# A repository\n\n{README_START}\n{README_END}\n\nThe end.\n"
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow store without runs. Made once, for that takes seconds; copy it."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments(max_results=1)
-    return path
 
 
 @dataclass
@@ -159,3 +153,25 @@ class Checkout:
 def with_ends(metric: str, value: float, half: float) -> dict[str, float]:
     """A metric and its interval's ends, as estimates are logged."""
     return {metric: value, f"{metric}_low": value - half, f"{metric}_high": value + half}
+
+
+THREE_ARMS = {("a", seed): {} for seed in (0, 1, 2)}
+RISES = with_ends("drift/rise_nats", 0.08, 0.01)
+FALLS = with_ends("drift/rise_nats", 0.02, 0.01)
+OPEN = with_ends("drift/rise_nats", 0.05, 0.02)
+
+
+def judged(checkout: Checkout) -> dict[str, list[tuple[str, str]]]:
+    """{claim: [(scale, verdict)]} after `findings`."""
+    assert findings(checkout) == 0
+    ledger = load_ledger(checkout.places.claims)
+    found = verdicts(ledger, read_evidence(checkout.places.evidence))
+    return {claim: [(each.scale, each.text) for each in of_claim] for claim, of_claim in found.items()}
+
+
+def findings(checkout: Checkout, *options: str) -> int:
+    return main(["findings", "--root", str(checkout.root), "--store", checkout.uri, *options])
+
+
+def verify(checkout: Checkout) -> int:
+    return main(["verify-findings", "--root", str(checkout.root)])

@@ -2,50 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from analysis_stores import CLAIMS, Checkout, empty_store, with_ends
+from analysis_stores import CLAIMS, FALLS, OPEN, RISES, THREE_ARMS, Checkout, findings, judged, verify, with_ends
 
 from analysis.__main__ import main
 from analysis.eligibility import digests_from_git
 from analysis.evidence import read_evidence
-from analysis.findings import differences, verdicts
 from analysis.ledger import load_ledger
 from analysis.measurements import measure
 from analysis.statistics import t_interval
 from analysis.store import open_store
-
-__all__ = ["empty_store"]  # a fixture: pytest finds it here by its name
-
-THREE_ARMS = {("a", seed): {} for seed in (0, 1, 2)}
-RISES = with_ends("drift/rise_nats", 0.08, 0.01)
-FALLS = with_ends("drift/rise_nats", 0.02, 0.01)
-OPEN = with_ends("drift/rise_nats", 0.05, 0.02)
-
-
-@pytest.fixture
-def checkout(tmp_path: Path, empty_store: Path) -> Checkout:
-    return Checkout.make(tmp_path / "repository", empty_store)
-
-
-def judged(checkout: Checkout) -> dict[str, list[tuple[str, str]]]:
-    """{claim: [(scale, verdict)]} after `findings`."""
-    assert findings(checkout) == 0
-    ledger = load_ledger(checkout.places.claims)
-    found = verdicts(ledger, read_evidence(checkout.places.evidence))
-    return {claim: [(each.scale, each.text) for each in of_claim] for claim, of_claim in found.items()}
-
-
-def findings(checkout: Checkout, *options: str) -> int:
-    return main(["findings", "--root", str(checkout.root), "--store", checkout.uri, *options])
-
-
-def verify(checkout: Checkout) -> int:
-    return main(["verify-findings", "--root", str(checkout.root)])
 
 
 def reasons(checkout: Checkout) -> list[str]:
@@ -158,6 +127,50 @@ def test_a_claim_edited_after_its_runs_is_untested(checkout: Checkout, capsys: p
     assert judged(checkout)["T01"] == [("cpu", "confirmed")]
 
 
+def test_an_arm_that_ran_from_older_code_is_judged_by_the_claim_of_its_own_commit(checkout: Checkout) -> None:
+    before = checkout.head
+    checkout.commit(CLAIMS.replace("margin = 0.05", "margin = 0.01", 1))
+    checkout.run("drift", RISES, THREE_ARMS, arm_tags={"git_commit": before})
+    assert reasons(checkout) == [f"T01 was edited after its commit {before[:12]}"]
+
+
+def test_claims_edited_where_there_is_no_store_lose_their_evidence(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkout.run("drift", RISES, THREE_ARMS)
+    checkout.run("memory", {}, {("ring", 0): {"ring/short": 3000.0, "ring/long": 3000.0}})
+    assert findings(checkout) == 0
+    checkout.commit(CLAIMS.replace("five percent", "a twentieth"))
+    assert main(["findings", "--from-evidence", "--root", str(checkout.root)]) == 0
+    assert "T01: edited after their runs" in capsys.readouterr().out
+    assert {row.claim for row in read_evidence(checkout.places.evidence).tests} == {"T03"}
+    assert verify(checkout) == 0
+
+
+def test_a_metric_can_be_taken_off_another_of_the_same_run(tmp_path: Path, empty_store: Path) -> None:
+    claims = CLAIMS.replace('metric = "recall/far"', 'metric = "recall/far", minus = "recall/near"')
+    checkout = Checkout.make(tmp_path / "repository", empty_store, claims)
+    ttt, window = {"recall/far": 0.5, "recall/near": 0.75}, {"recall/far": 0.25, "recall/near": 1.0}
+    arms = {(arm, seed): own for arm, own in (("ttt", ttt), ("window", window)) for seed in (0, 1, 2)}
+    checkout.run("recall", {}, arms | {("ttt", 3): {"recall/far": 0.5}, ("window", 3): window})
+    assert judged(checkout)["T02"] == [("cpu", "confirmed")]
+    row = read_evidence(checkout.places.evidence).tests[0]
+    assert (row.value, row.seeds, row.minus) == (0.5, 3, "recall/near")  # seed 3 lacks one of the four numbers
+    assert "seed 3 lacks recall/far and recall/near of ttt and window" in checkout.places.findings.read_text()
+
+
+@pytest.mark.parametrize(("found", "expected"), [(2800.0, "confirmed"), (4000.0, "refuted")])
+def test_a_declared_error_stands_for_an_interval(
+    tmp_path: Path, empty_store: Path, found: float, expected: str
+) -> None:
+    claims = CLAIMS.replace("exact = true", "relative_error = 0.1").replace("3000, margin = 0.5", "3000, margin = 500")
+    checkout = Checkout.make(tmp_path / "repository", empty_store, claims)
+    checkout.run("memory", {}, {("ring", 0): {"ring/short": found, "ring/long": found}})
+    assert judged(checkout)["T03"] == [("cpu", expected)]
+    row = read_evidence(checkout.places.evidence).tests[0]
+    assert (row.low, row.high) == (pytest.approx(0.9 * found), pytest.approx(1.1 * found))
+
+
 def test_a_claim_written_after_the_run_is_untested(tmp_path: Path, empty_store: Path) -> None:
     checkout = Checkout.make(tmp_path / "repository", empty_store, "claim = []")
     checkout.run("drift", RISES, THREE_ARMS)
@@ -216,109 +229,3 @@ def test_evidence_of_another_store_is_kept(checkout: Checkout, tmp_path: Path, e
     assert "**confirmed**; cpu: refuted | gpu / gpu" in page and verify(checkout) == 0
     assert main(["findings", "--root", str(checkout.root), "--store", elsewhere.uri, "--drop-other-stores"]) == 0
     assert "**refuted** | cpu / gpu" in checkout.places.findings.read_text()
-
-
-def changed(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-
-
-TAMPERED: dict[str, Callable[[Checkout], None]] = {
-    "a value": lambda c: changed(c.places.evidence / "tests.csv", "0.08,", "0.085,"),
-    "an end": lambda c: changed(c.places.evidence / "tests.csv", "0.07,", "0.01,"),
-    "a margin": lambda c: changed(c.places.evidence / "tests.csv", "above,0.05", "above,0.01"),
-    "a commit": lambda c: changed(c.places.evidence / "tests.csv", c.head, "f" * 40),
-    "a seed": lambda c: changed(c.places.evidence / "seeds.csv", ",2,1.0,", ",2,3.0,"),
-    "a seed left out": lambda c: _drop_last_line(c.places.evidence / "seeds.csv"),
-    "a reason": lambda c: changed(c.places.evidence / "left_out.csv", "by hand", "by accident"),
-    "a row": lambda c: _drop_last_line(c.places.evidence / "tests.csv"),
-    "a verdict": lambda c: changed(c.places.findings, "**confirmed**", "**refuted**"),
-    "a number": lambda c: changed(c.places.findings, "growth: 0.08", "growth: 0.18"),
-    "the README": lambda c: changed(c.places.readme, "| confirmed |", "| refuted |"),
-    "a claim": lambda c: changed(c.places.claims, "The loss grows", "The loss never grows"),
-}
-
-
-def _drop_last_line(path: Path) -> None:
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-
-
-@pytest.fixture(scope="module")
-def verified(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> dict[str, str]:
-    """{path: text} of a repository whose findings verify."""
-    checkout = Checkout.make(tmp_path_factory.mktemp("verified") / "repository", empty_store)
-    checkout.run("drift", RISES, THREE_ARMS)
-    checkout.run("drift", RISES, THREE_ARMS, adhoc="true")
-    arms = {(arm, seed): {"recall/far": float(arm == "ttt")} for arm in ("ttt", "window") for seed in (0, 1, 2)}
-    checkout.run("recall", {}, arms)
-    assert findings(checkout) == 0 and differences(checkout.places) == []
-    files = [*checkout.places.evidence.glob("*.csv"), checkout.places.findings, checkout.places.readme]
-    return {path.relative_to(checkout.root).as_posix(): path.read_text() for path in [*files, checkout.places.claims]}
-
-
-@pytest.mark.parametrize("what", TAMPERED)
-def test_whatever_is_changed_by_hand_is_found(verified: dict[str, str], tmp_path: Path, what: str) -> None:
-    checkout = Checkout.make(tmp_path / "repository", None)
-    for path, text in verified.items():
-        (checkout.root / path).parent.mkdir(exist_ok=True)
-        (checkout.root / path).write_text(text)
-    if what == "a commit":  # the head of this copy is another one
-        commit = read_evidence(checkout.places.evidence).tests[0].commit
-        changed(checkout.places.evidence / "tests.csv", commit, "f" * 40)
-    else:
-        assert verify(checkout) == 0
-        TAMPERED[what](checkout)
-    assert verify(checkout) == 1
-
-
-def test_verdicts_need_no_store(verified: dict[str, str], tmp_path: Path) -> None:
-    checkout = Checkout.make(tmp_path / "repository", None)
-    for path, text in verified.items():
-        if path != "FINDINGS.md":
-            (checkout.root / path).parent.mkdir(exist_ok=True)
-            (checkout.root / path).write_text(text)
-    assert verify(checkout) == 1  # nothing is written yet
-    assert main(["findings", "--from-evidence", "--root", str(checkout.root)]) == 0
-    assert checkout.places.findings.read_text() == verified["FINDINGS.md"] and verify(checkout) == 0
-
-
-def test_without_any_evidence_all_claims_are_untested_and_that_verifies(tmp_path: Path) -> None:
-    checkout = Checkout.make(tmp_path / "repository", None)
-    assert main(["findings", "--from-evidence", "--root", str(checkout.root)]) == 0
-    assert verify(checkout) == 0
-    assert checkout.places.findings.read_text().count("**untested**") == 3
-    assert "4 of 4 claims have no run that counts yet" in checkout.places.readme.read_text()
-
-
-def test_the_readme_gets_the_claims_that_have_a_verdict(checkout: Checkout) -> None:
-    checkout.run("drift", RISES, THREE_ARMS)
-    assert findings(checkout) == 0
-    readme = checkout.places.readme.read_text()
-    assert readme.startswith("# A repository\n\n<!-- findings -->\n") and readme.endswith("\n\nThe end.\n")
-    assert "| [T01](FINDINGS.md#t01) The loss grows | confirmed | cpu / gpu | growth: 0.08 [0.07, 0.09] nats" in readme
-    assert "T02" not in readme and "3 of 4 claims" in readme
-    assert findings(checkout) == 0 and checkout.places.readme.read_text() == readme  # twice is once
-
-
-@pytest.mark.parametrize("readme", ["nothing", "<!-- findings -->", "<!-- /findings --> <!-- findings -->"])
-def test_a_readme_without_room_is_told(checkout: Checkout, readme: str, capsys: pytest.CaptureFixture[str]) -> None:
-    checkout.run("drift", RISES, THREE_ARMS)
-    checkout.places.readme.write_text(readme)
-    assert findings(checkout) == 2
-    assert "README.md must hold <!-- findings -->" in capsys.readouterr().err
-    assert not checkout.places.findings.exists()
-
-
-def test_evidence_files_are_tables_that_anything_reads(checkout: Checkout) -> None:
-    checkout.run("memory", {}, {("ring", 0): {"ring/short": 3000.0, "ring/long": 3000.0}})
-    assert judged(checkout)["T03"] == [("cpu", "confirmed")]
-    with (checkout.places.evidence / "tests.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["test"], row["value"], row["margin"], row["commit"]) for row in rows] == [
-        ("long", "3000.0", "0.5", checkout.head),
-        ("short", "3000.0", "0.5", checkout.head),
-    ]
-    (checkout.places.evidence / "tests.csv").write_text("claim,value\nT03,1\n")
-    with pytest.raises(ValueError, match=re.escape("tests.csv has columns ['claim', 'value']")):
-        read_evidence(checkout.places.evidence)

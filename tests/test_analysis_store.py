@@ -9,18 +9,11 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from analysis_stores import Checkout, empty_store
+from analysis_stores import Checkout
 
 from analysis.__main__ import main
 from analysis.store import StoreError, default_uri, open_store
 from analysis.tables import histories_table, metrics_table, params_table, runs_table, tags_table
-
-__all__ = ["empty_store"]  # a fixture: pytest finds it here by its name
-
-
-@pytest.fixture
-def checkout(tmp_path: Path, empty_store: Path) -> Checkout:
-    return Checkout.make(tmp_path / "repository", empty_store)
 
 
 def test_a_missing_store_is_named_and_not_made(tmp_path: Path) -> None:
