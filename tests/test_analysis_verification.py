@@ -69,6 +69,31 @@ def test_whatever_is_changed_by_hand_is_found(verified: dict[str, str], tmp_path
     assert verify(checkout) == 1
 
 
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("a seed", "value is 1.0, its seeds give"),
+        ("a seed left out", "made of 3 seeds, seeds.csv has 2"),
+        ("a margin", "margin is 0.01, the claims file says 0.05"),
+        ("an end that is none", "does not lie in its interval"),
+    ],
+)
+def test_evidence_that_contradicts_itself_or_the_claims_cannot_be_written_up(
+    verified: dict[str, str], tmp_path: Path, what: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without this, writing FINDINGS.md anew would hide what was changed."""
+    checkout = Checkout.make(tmp_path / "repository", None)
+    for path, text in verified.items():
+        (checkout.root / path).parent.mkdir(exist_ok=True)
+        (checkout.root / path).write_text(text)
+    if what == "an end that is none":
+        changed(checkout.places.evidence / "tests.csv", "0.07,", "0.081,")
+    else:
+        TAMPERED[what](checkout)
+    assert main(["findings", "--from-evidence", "--root", str(checkout.root)]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_verdicts_need_no_store(verified: dict[str, str], tmp_path: Path) -> None:
     checkout = Checkout.make(tmp_path / "repository", None)
     for path, text in verified.items():
