@@ -38,7 +38,7 @@ $(STAMP): FORCE
 endif
 endif
 
-.PHONY: help setup test lint format typecheck check lock older-moshi smoke mlflow-ui cards decide clean clean-runs FORCE
+.PHONY: help setup test lint format typecheck check findings verify-findings cards decide lock older-moshi smoke mlflow-ui clean clean-runs FORCE
 
 help: ## list every target and every recipe
 	@echo "Targets:"
@@ -81,6 +81,12 @@ typecheck: $(STAMP) ## check the types of ttt_core and analysis, strictly
 
 check: lint typecheck test ## lint, typecheck and test
 
+findings: $(STAMP) ## judge every claim by the runs that count: FINDINGS.md, evidence/*.csv, the table in README.md
+	$(RUN) -m analysis findings $(ARGS)
+
+verify-findings: $(STAMP) ## check that FINDINGS.md follows from experiments/claims.toml and evidence/*.csv (a test does it too)
+	$(RUN) -m analysis verify-findings $(ARGS)
+
 lock: $(STAMP) ## pin the newest versions that pyproject.toml admits in requirements.lock
 	$(VENV)/bin/uv pip compile --quiet --upgrade --python-version 3.11 --extra moshi --extra dev \
 		--override requirements.overrides.txt --excludes requirements.excludes.txt --no-emit-package torch \
@@ -103,10 +109,10 @@ mlflow-ui: $(STAMP) ## look at the runs in a browser (MLFLOW_TRACKING_URI if set
 		--artifacts-destination "$(CURDIR)/runs/mlartifacts"
 
 cards: $(STAMP) ## write docs/models.md, a card for each model, from analysis/cards
-	$(RUN) -m analysis.cards
+	$(RUN) -m analysis cards
 
 decide: $(STAMP) ## which backbone? asks four questions, answers from evidence and cards (or ARGS="--real-time yes ...")
-	$(RUN) -m analysis.decide $(ARGS)
+	$(RUN) -m analysis decide $(ARGS)
 
 clean: ## remove caches and build leftovers; runs and prepared data stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

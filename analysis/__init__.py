@@ -1,1 +1,1 @@
-"""Finished runs to tables and figures. Imports no torch."""
+"""Finished runs to tables, intervals and verdicts. Imports no torch."""

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from analysis.__main__ import main
 from analysis.cards import Card, read_cards
 from analysis.cards.adapters import adapter_of
 from analysis.decide.answers import Answer, answers, what_follows
-from analysis.decide.command import add_command, decision, main
+from analysis.decide.command import add_command, decision
 from analysis.decide.evidence import Measurement, about, read_evidence
 from analysis.decide.needs import Needs, Risk, add_flags, needs_from
 
@@ -200,7 +201,7 @@ def test_input_that_ends_is_an_error() -> None:
 
 
 def test_without_a_terminal_the_missing_flags_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--risk", "low"]) == 2
+    assert main(["decide", "--risk", "low"]) == 2
     message = capsys.readouterr().err
     assert all(flag in message for flag in ("--real-time yes|no", "--latency-ms 500", "--speech-to-speech yes|no"))
     assert "--risk" not in message
@@ -220,7 +221,7 @@ def test_an_answer_that_cannot_be_read_is_refused(
 ) -> None:
     given = list(FLAGS)
     given[given.index(flag) + 1] = answer
-    assert main(given) == 2
+    assert main(["decide", *given]) == 2
     assert flag in (error := capsys.readouterr().err) and message in error
 
 

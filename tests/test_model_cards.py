@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from analysis.__main__ import main
 from analysis.cards import UNKNOWN, Card, read_cards
 from analysis.cards.adapters import adapter_of, count, loadable_names, mountable_families, where_ttt_mounts
-from analysis.cards.command import main
 from analysis.cards.computed import (
     cache_bytes_per_minute,
     cache_bytes_per_position,
@@ -251,7 +251,7 @@ def test_an_older_count_is_no_difference_and_an_edited_value_is() -> None:
 
 
 def test_the_command_writes_the_page(tmp_path: Path) -> None:
-    assert main(["--output", str(tmp_path / "page.md")]) == 0
+    assert main(["cards", "--output", str(tmp_path / "page.md")]) == 0
     assert (tmp_path / "page.md").read_text() == render_page()
 
 
@@ -262,7 +262,7 @@ def test_a_card_that_cannot_be_read_is_named(
         raise ValueError("moshi.toml: rows has no source")
 
     monkeypatch.setattr("analysis.cards.command.render_page", render)
-    assert main(["--output", str(tmp_path / "page.md")]) == 2
+    assert main(["cards", "--output", str(tmp_path / "page.md")]) == 2
     assert "moshi.toml" in capsys.readouterr().err and not (tmp_path / "page.md").exists()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,22 +14,7 @@ if TYPE_CHECKING:
 
 def add_command(subparsers: Subparsers) -> None:
     """Adds `cards`, which sets `command`: a function from the parsed arguments to the exit code."""
-    _options(subparsers.add_parser("cards", help="write the page of model cards"))
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The same as a command line of its own; 2 where a card cannot be read."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.cards", description="Write the page of model cards.")
-    _options(parser)
-    given = parser.parse_args(arguments)
-    try:
-        return given.command(given)
-    except ValueError as error:
-        print(f"cards: {error}", file=sys.stderr)
-        return 2
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
+    parser = subparsers.add_parser("cards", help="write the page of model cards")
     parser.add_argument("--output", type=Path, default=PAGE, help="the file to write (default: docs/models.md)")
     parser.set_defaults(command=_write)
 

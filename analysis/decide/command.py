@@ -12,8 +12,9 @@ from analysis.cards import read_cards
 from analysis.cards.adapters import adapter_of
 from analysis.cards.wording import in_words
 from analysis.decide.answers import Answer, answers, what_follows
-from analysis.decide.evidence import EVIDENCE, SCALES, Measurement, about, read_evidence
+from analysis.decide.evidence import EVIDENCE, Measurement, about, read_evidence
 from analysis.decide.needs import WHAT_DECIDES, Needs, add_flags, needs_from
+from analysis.runs import SCALES
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -21,22 +22,7 @@ if TYPE_CHECKING:
 
 def add_command(subparsers: Subparsers) -> None:
     """Adds `decide`, which sets `command`: a function from the parsed arguments to the exit code."""
-    _options(subparsers.add_parser("decide", help="which backbone? four questions, answered from evidence"))
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The same as a command line of its own; 2 where an answer is missing or a file cannot be read."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.decide", description="Which backbone?")
-    _options(parser)
-    given = parser.parse_args(arguments)
-    try:
-        return given.command(given)
-    except ValueError as error:
-        print(f"decide: {error}", file=sys.stderr)
-        return 2
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
+    parser = subparsers.add_parser("decide", help="which backbone? four questions, answered from evidence")
     add_flags(parser)
     parser.add_argument(
         "--evidence", type=Path, default=EVIDENCE, help="what was measured (default: evidence/tests.csv)"

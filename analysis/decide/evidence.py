@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.cards import Card
+from analysis.runs import SCALES
 
 ROOT = Path(__file__).parents[2]
 EVIDENCE = ROOT / "evidence" / "tests.csv"
-SCALES = ("smoke", "cpu", "gpu", "full")
 REQUIRED_COLUMNS = ("claim", "recipe", "scale", "metric", "value", "low", "high")
 
 

@@ -1,0 +1,30 @@
+"""`python -m analysis findings | verify-findings | cards | decide`: from finished runs to what follows from them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from analysis import commands
+from analysis.cards.command import add_command as add_cards
+from analysis.decide.command import add_command as add_decide
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 1 not verified, 2 a mistake in the command or something that cannot be read."""
+    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands.add_commands(subparsers)
+    add_cards(subparsers)
+    add_decide(subparsers)
+    parsed = parser.parse_args(arguments)
+    try:
+        return parsed.command(parsed)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
