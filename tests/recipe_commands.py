@@ -33,6 +33,10 @@ class FinishedCommand:
     def uri(self) -> str:
         return f"sqlite:///{self.folder / 'runs' / 'mlflow.db'}"
 
+    def parent(self) -> tracking.LoggedRun:
+        """The run of the experiment, above its arms."""
+        return tracking.read_run(self.uri, json.loads((self.run_folder / "run.json").read_text())["run_id"])
+
     def logged(self, arm: str) -> tracking.LoggedRun:
         run_id = json.loads((self.run_folder / arm / "run.json").read_text())["run_id"]
         return tracking.read_run(self.uri, run_id)

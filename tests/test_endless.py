@@ -76,11 +76,14 @@ def test_streaming_several_tokens_a_call_is_streaming_one_a_call(option: str) ->
     name = "reset-plain" if option == "plain" else f"reset-plain-{option}"
     [view] = [view for view in config.views if view.name == name]
     lm = build_model(config, view.ttt).eval()
+    rounds = "bf16" in option
+    if not rounds:
+        lm.double()  # large inner steps amplify what FP32 rounds off
     codes = draw_streams(config.stream, 3, 69, (9,)).codes
     slow = reading.streamed_logits(lm, codes)
     fast = stream_logits(lm, codes, 23, probed=(0,)).logits
     assert fast.shape == slow.shape
-    torch.testing.assert_close(fast, slow, rtol=0, atol=2e-2 if "bf16" in option else 1e-4)
+    torch.testing.assert_close(fast, slow, rtol=0, atol=2e-2 if rounds else 1e-9)
 
 
 def test_probes_see_the_state_that_a_batched_call_reaches() -> None:
@@ -107,7 +110,8 @@ def test_a_reset_forgets_all_that_tests_could_find_and_nothing_of_attention() ->
     lm = build_model(config, config.trainings[1].ttt).eval()
     codes = draw_streams(config.stream, 2, 64, (9,)).codes
     other = codes.clone()
-    other[:, :, :16] = draw_streams(config.stream, 2, 16, (10,)).codes
+    first = config.model.pinned  # attention never forgets those before
+    other[:, :, first:16] = draw_streams(config.stream, 2, 16, (10,)).codes[:, :, first:]
     kept, reset = (
         [stream_logits(lm, each, 16, resets=resets).logits[:, 40:] for each in (codes, other)] for resets in ((), (32,))
     )

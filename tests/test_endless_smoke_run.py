@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import pytest
 from recipe_commands import FinishedCommand, run_command
 
-from experiments.harness import tracking
 from experiments.recipes import RECIPES
 
 CHOSEN = ("window-only", "reset-plain", "carried-decay")
@@ -46,11 +44,11 @@ def test_the_csv_holds_every_view_and_the_parent_of_a_part_of_the_arms_is_not_ju
     with (endless.run_folder / "findings.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["view"] for row in rows} >= {"window-only", "reset-plain", "carried-decay-bf16"}
-    assert not parent_run(endless).metrics
+    assert not endless.parent().metrics
 
 
 def test_the_parent_run_of_all_arms_holds_every_estimate_of_the_csv(rope: FinishedCommand) -> None:
-    parent = parent_run(rope)
+    parent = rope.parent()
     with (rope.run_folder / "findings.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             assert parent.metrics[f"endless_{row['view']}/{row['what']}"] == pytest.approx(float(row["mean"]))
@@ -58,7 +56,7 @@ def test_the_parent_run_of_all_arms_holds_every_estimate_of_the_csv(rope: Finish
 
 def test_rope_reset_compares_both_kinds_of_positions_under_every_seed(rope: FinishedCommand) -> None:
     assert rope.exit_code == 0, rope.errors
-    parent = parent_run(rope)
+    parent = rope.parent()
     for what in ("recall_against_control_old", "word_loss_against_control_old", "recall_lost_with_age_low"):
         assert f"endless_global/{what}" in parent.metrics
     assert "2 seeds" in rope.output
@@ -75,7 +73,3 @@ def test_figures_are_attached_and_printed(recipe: str, request: pytest.FixtureRe
 def test_a_recipe_that_trains_from_scratch_refuses_weights_and_unknown_arms(tmp_path: Path) -> None:
     ran = run_command(tmp_path, "endless-stream", "--arm", "reset-everything")
     assert ran.exit_code == 2 and "no arm 'reset-everything'" in ran.errors
-
-
-def parent_run(ran: FinishedCommand) -> tracking.LoggedRun:
-    return tracking.read_run(ran.uri, json.loads((ran.run_folder / "run.json").read_text())["run_id"])

@@ -13,21 +13,17 @@ import torch
 from moshi.models.lm import LMModel
 from torch import Tensor, nn
 
-from backbones.moshi import build_lm, give_ring_room, mount
+from backbones.moshi import give_ring_room
 from backbones.moshi.mount import ttt_modules
 from experiments.drift.configuration import ModelPart, Treatment
-from experiments.fact_streams.models import moshi_config
+from experiments.fact_streams.mounted_models import build_with_ttt_on_top
 from experiments.fact_streams.reading import model_inputs
 
 
 def build_model(part: ModelPart, seed: int, treatment: Treatment | None = None) -> LMModel:
     """The untrained model: FP32 states, or those of the treatment. All treatments of a seed share every weight."""
     config = part.ttt if treatment is None else treatment.applied_to(part.ttt)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        lm = build_lm(moshi_config(part.model, part.stream, part.model.context))
-        mount(lm, [part.model.num_layers - 1], config, "replace")
-    return lm
+    return build_with_ttt_on_top(part.model, part.stream, seed, config)
 
 
 def build_treated(part: ModelPart, seed: int, treatment: Treatment, weights: dict[str, Tensor]) -> LMModel:

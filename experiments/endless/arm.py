@@ -11,12 +11,12 @@ from torch import Tensor
 from experiments.endless.carried_training import CarriedStateModule, CarriedStreamData
 from experiments.endless.configuration import EndlessExperiment, Training, View
 from experiments.endless.measures import ViewMeasures, remembered_by_position, topic_curves
-from experiments.endless.models import build_with_ttt_on_top
 from experiments.endless.streaming import Streamed, probe_positions, stream_logits
 from experiments.endless.topics import with_topics
 from experiments.fact_streams.generate import FactStreams, draw_streams
 from experiments.fact_streams.measures import measure_streams
 from experiments.fact_streams.module import FactStreamData, FactStreamModule, stage_spec
+from experiments.fact_streams.mounted_models import build_with_ttt_on_top
 from experiments.fact_streams.spec import FactStreamSpec
 from experiments.fact_streams.training import cpu_weights, train_on_fact_streams
 from experiments.harness.arm_process import is_finished, looked_at
@@ -107,7 +107,7 @@ def measure(experiment: EndlessExperiment, view: View, weights: dict[str, Tensor
     lm = build_model(experiment, view.ttt)
     lm.load_state_dict(weights)
     lm.to(device()).eval()
-    plan, reach, trained = experiment.plan, experiment.model.context, experiment.trained_positions
+    plan, reach, trained = experiment.plan, experiment.model.reach, experiment.trained_positions
     streams = long_streams(experiment)
     call = plan.tokens_per_call if view.reset_every is None else min(plan.tokens_per_call, view.reset_every)
     streamed = _stream(lm, streams, view, call, (), probe_positions(plan.positions, call, plan.probes))

@@ -105,7 +105,7 @@ def _table(experiment: EndlessExperiment, views: Mapping[str, ViewResult], found
         f"{aligned(rows)}\n"
         f"{seeds} seeds; trained on T = {young} positions; young: {young} to {4 * young}, old: {old} to "
         f"{experiment.plan.positions} ({experiment.plan.positions // young} T); recall of facts "
-        f"{experiment.model.context} to {young} positions ago, by guessing {experiment.stream.chance_recall:.3f}; "
+        f"{experiment.model.reach} to {young} positions ago, by guessing {experiment.stream.chance_recall:.3f}; "
         f"no model goes below {experiment.stream.word_entropy_nats:.3f} nats per word"
     )
 

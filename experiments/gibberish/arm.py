@@ -11,10 +11,11 @@ from experiments.endless.streaming import probe_positions, stream_logits
 from experiments.fact_streams.generate import FactStreams, draw_streams
 from experiments.fact_streams.measures import measure_streams
 from experiments.fact_streams.module import FactStreamData, FactStreamModule, stage_spec
+from experiments.fact_streams.mounted_models import build_with_ttt_on_top
 from experiments.fact_streams.spec import FactStreamSpec
 from experiments.fact_streams.training import cpu_weights, train_on_fact_streams
 from experiments.gibberish.configuration import LEAKY, GibberishExperiment, SuspectView
-from experiments.gibberish.models import LeakyStreamModule, build_model, lose_pinned_positions
+from experiments.gibberish.models import LeakyStreamModule, lose_pinned_positions
 from experiments.harness.arm_process import is_finished, looked_at
 from experiments.harness.finished_views import VIEWS_FOLDER
 from experiments.harness.memory import device, start_measuring
@@ -47,7 +48,7 @@ def long_streams(experiment: GibberishExperiment) -> FactStreams:
 
 def _train(experiment: GibberishExperiment, work: ArmWork) -> dict[str, Tensor]:
     plan, bytes_at_start = experiment.training, start_measuring()
-    lm = build_model(experiment, experiment.ttt)
+    lm = build_with_ttt_on_top(experiment.model, experiment.stream, experiment.seed, experiment.ttt)
     kind = LeakyStreamModule if work.task.arm == LEAKY else FactStreamModule
     module = kind(lm, experiment.stream, plan)
     data = FactStreamData(experiment.stream, plan, experiment.seed, lambda: module.steps_done)
@@ -74,7 +75,7 @@ def measure(
 ) -> ViewMeasures:
     """The view along its streams: words, answers, and the inner weights."""
     assert view.ttt is not None
-    lm = build_model(experiment, view.ttt)
+    lm = build_with_ttt_on_top(experiment.model, experiment.stream, experiment.seed, view.ttt)
     lm.load_state_dict(weights)
     lm.to(device()).eval()
 
@@ -91,5 +92,5 @@ def measure(
         wrap,
     )  # fmt: skip
     base = measure_streams(streamed.logits, None, streams, experiment.stream, edges, (0, trained), trained)
-    remembered, wanted = remembered_by_position(streamed.logits, streams, edges, experiment.reach, trained)
+    remembered, wanted = remembered_by_position(streamed.logits, streams, edges, experiment.model.reach, trained)
     return ViewMeasures(streams=base, remembered=remembered, wanted=wanted, probes=streamed.probes, topics=None)

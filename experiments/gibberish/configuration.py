@@ -50,15 +50,14 @@ class SuspectView(View):
 class GibberishExperiment(SeededExperiment):
     """Two trainings x views x seeds, all views of a seed on the same streams.
 
-    model: its context is how many of the last positions the attention below TTT sees. pinned: first positions that it
-    sees besides, as long as they are in the ring. ring_positions: that the ring holds, as many as training's streams
-    have. positions, streams: of the long stream. position_edges: of its buckets. old_from: where "old" begins, an edge.
-    tokens_per_call: of the streaming. probes: moments at which the inner weights are looked at. harm_nats, harm_recall:
-    of a loss per word, and of a share recalled, from which on a difference counts as damage.
+    model: the attention below TTT sees the last `context` positions and the `pinned` first ones, as long as the ring
+    holds them. ring_positions: that the ring holds, as many as training's streams have. positions, streams: of the long
+    streams. position_edges: of their buckets. old_from: where "old" begins, an edge. tokens_per_call: of the streaming.
+    probes: moments at which the inner weights are looked at. harm_nats, harm_recall: of a loss per word, and of a share
+    recalled, from which on a difference counts as damage.
     """
 
     model: ModelSizes
-    pinned: int
     ring_positions: int
     frame_rate_hz: float
     stream: FactStreamSpec
@@ -81,6 +80,8 @@ class GibberishExperiment(SeededExperiment):
                 f"the ring must wrap where training ended, or two suspects strike at once that are not told apart: it "
                 f"holds {self.ring_positions} positions and training's streams have {trained}"
             )
+        if self.model.pinned < 1:
+            raise ValueError("there is nothing for the ring to overwrite: the model needs pinned first positions")
         if self.positions % self.tokens_per_call or self.ring_positions % self.tokens_per_call:
             raise ValueError(
                 f"streams of {self.positions} positions and a ring of {self.ring_positions} must both be multiples of "
@@ -91,11 +92,6 @@ class GibberishExperiment(SeededExperiment):
         names = [view.name for view in self.views]
         if len(set(names)) != len(names) or SOUND not in names:
             raise ValueError(f"views need different names, one of them {SOUND!r}; got {names}")
-
-    @property
-    def reach(self) -> int:
-        """Positions that attention sees at most; facts from farther back are TTT's to remember."""
-        return self.pinned + self.model.context
 
     @property
     def trained_positions(self) -> int:
@@ -122,7 +118,6 @@ class GibberishExperiment(SeededExperiment):
             "scale": self.scale,
             "seed": self.seed,
             "model": plain_values(self.model),
-            "pinned": self.pinned,
             "stream": plain_values(self.stream),
             "training": plain_values(self.training),
             "ttt": plain_values(self.ttt),

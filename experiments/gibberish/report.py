@@ -125,7 +125,7 @@ def _table(
             aligned(rows),
             f"{seeds} seeds, {experiment.streams} streams each; {span} of a stream at {experiment.frame_rate_hz} Hz; "
             f"trained on {trained} positions, as many as the ring holds",
-            f"recall of facts {experiment.reach} to {trained} positions ago, by guessing "
+            f"recall of facts {experiment.model.reach} to {trained} positions ago, by guessing "
             f"{experiment.stream.chance_recall:.3f}; no model goes below {experiment.stream.word_entropy_nats:.3f} "
             "nats per word",
         ]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from experiments.endless.models import build_with_ttt_on_top
 from experiments.fact_streams.module import FactStreamData, FactStreamModule
+from experiments.fact_streams.mounted_models import build_with_ttt_on_top
 from experiments.fact_streams.training import train_on_fact_streams
 from experiments.harness.memory import start_measuring
 from experiments.harness.stopping import DivergedRunError

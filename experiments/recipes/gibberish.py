@@ -39,7 +39,6 @@ class _Sizes:
     """What the scales differ in. decay: the cure of age. trained_lengths: of the long streams, in T."""
 
     model: ModelSizes
-    pinned: int
     stream: FactStreamSpec
     training: StreamTraining
     ttt: TTTConfig
@@ -61,7 +60,6 @@ def gibberish(*, scale: Scale, seed: int) -> GibberishExperiment:
         seed=seed,
         seed_count=sizes.seed_count,
         model=sizes.model,
-        pinned=sizes.pinned,
         ring_positions=trained,
         frame_rate_hz=FRAME_RATE_HZ,
         stream=sizes.stream,
@@ -115,8 +113,7 @@ def _view(sizes: _Sizes, name: str, suspects: Collection[Suspect], cure: AgeCure
 def _smoke() -> _Sizes:
     """Seconds: both trainings and every view once. Its numbers mean nothing."""
     return _Sizes(
-        model=ModelSizes(dim=16, num_heads=2, num_layers=2, context=4),
-        pinned=2,
+        model=ModelSizes(dim=16, num_heads=2, num_layers=2, context=4, pinned=2),
         stream=FactStreamSpec(keys=4, values=4),
         training=StreamTraining(
             learning_rate=3e-3, ttt_learning_rate=3e-3, warmup_steps=1, validate_every_steps=4, validation_streams=4,
@@ -133,8 +130,7 @@ def _smoke() -> _Sizes:
 def _cpu() -> _Sizes:
     """Minutes on two cores: 45,056 positions are an hour, and 11,264 updates."""
     return _Sizes(
-        model=ModelSizes(dim=64, num_heads=4, num_layers=2, context=4),
-        pinned=4,
+        model=ModelSizes(dim=64, num_heads=4, num_layers=2, context=4, pinned=4),
         stream=FactStreamSpec(),
         training=StreamTraining(
             learning_rate=3e-3, ttt_learning_rate=3e-3, weight_decay=0.01, warmup_steps=50, validate_every_steps=150,
@@ -154,7 +150,7 @@ def _gpu() -> _Sizes:
     stages = (StreamStage(positions=512, streams_per_step=32, steps=4000),)
     return dataclasses.replace(
         cpu,
-        model=ModelSizes(dim=512, num_heads=8, num_layers=8, context=16),
+        model=ModelSizes(dim=512, num_heads=8, num_layers=8, context=16, pinned=4),
         stream=dataclasses.replace(cpu.stream, keys=64, values=64),
         training=dataclasses.replace(
             cpu.training, learning_rate=1e-3, ttt_learning_rate=1e-3, warmup_steps=200, validate_every_steps=500,
@@ -174,7 +170,7 @@ def _full() -> _Sizes:
     stages = (StreamStage(positions=3072, streams_per_step=8, steps=8000),)
     return dataclasses.replace(
         gpu,
-        model=ModelSizes(dim=1024, num_heads=16, num_layers=16, context=64),
+        model=ModelSizes(dim=1024, num_heads=16, num_layers=16, context=64, pinned=4),
         training=dataclasses.replace(gpu.training, validate_every_steps=1000, stages=stages),
         ttt=TTTConfig(hidden_size=1024, num_heads=32, head_dim=128, inner_model="mlp", mini_batch_size=64, base_lr=1.0),
         trained_lengths=147,

@@ -86,7 +86,7 @@ def _smoke() -> Sizes:
         learning_rate=3e-3, ttt_learning_rate=3e-3, warmup_steps=1, validate_every_steps=12, validation_streams=4,
         stages=(StreamStage(positions=16, streams_per_step=4, steps=12),),
     )  # fmt: skip
-    return ModelSizes(dim=16, num_heads=2, num_layers=2, context=4), training, 4, 1
+    return ModelSizes(dim=16, num_heads=2, num_layers=2, context=4, pinned=4), training, 4, 1
 
 
 def _cpu() -> Sizes:
@@ -96,7 +96,7 @@ def _cpu() -> Sizes:
         learning_rate=3e-3, ttt_learning_rate=3e-3, weight_decay=0.01, warmup_steps=50, validate_every_steps=100,
         stages=(StreamStage(positions=32, streams_per_step=48, steps=400),),
     )  # fmt: skip
-    return ModelSizes(dim=64, num_heads=4, num_layers=2, context=4), training, 4, 3
+    return ModelSizes(dim=64, num_heads=4, num_layers=2, context=4, pinned=4), training, 4, 3
 
 
 def _gpu() -> Sizes:
@@ -106,11 +106,11 @@ def _gpu() -> Sizes:
         training, learning_rate=1e-3, ttt_learning_rate=1e-3, warmup_steps=100, validate_every_steps=250,
         stages=(StreamStage(positions=512, streams_per_step=32, steps=2000),),
     )  # fmt: skip
-    return ModelSizes(dim=512, num_heads=8, num_layers=8, context=16), training, 16, seeds
+    return ModelSizes(dim=512, num_heads=8, num_layers=8, context=16, pinned=4), training, 16, seeds
 
 
 def _full() -> Sizes:
     """Sixteen layers, streams of 2,048."""
     _, training, _, seeds = _gpu()
     training = dataclasses.replace(training, stages=(StreamStage(positions=2048, streams_per_step=8, steps=4000),))
-    return ModelSizes(dim=1024, num_heads=16, num_layers=16, context=64), training, 64, seeds
+    return ModelSizes(dim=1024, num_heads=16, num_layers=16, context=64, pinned=4), training, 64, seeds

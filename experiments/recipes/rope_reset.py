@@ -68,7 +68,7 @@ def _smoke() -> Sizes:
         stages=(StreamStage(positions=16, streams_per_step=4, steps=4),),
     )  # fmt: skip
     ttt = TTTConfig(hidden_size=16, num_heads=1, inner_model="linear", mini_batch_size=4, base_lr=8.0)
-    return ModelSizes(dim=16, num_heads=2, num_layers=2, context=4), training, ttt, 3, 2
+    return ModelSizes(dim=16, num_heads=2, num_layers=2, context=4, pinned=4), training, ttt, 3, 2
 
 
 def _cpu() -> Sizes:
@@ -78,7 +78,7 @@ def _cpu() -> Sizes:
         stages=(StreamStage(positions=32, streams_per_step=48, steps=600),),
     )  # fmt: skip
     ttt = TTTConfig(hidden_size=64, num_heads=1, inner_model="linear", mini_batch_size=4, base_lr=8.0)
-    return ModelSizes(dim=64, num_heads=4, num_layers=2, context=4), training, ttt, 96, 3
+    return ModelSizes(dim=64, num_heads=4, num_layers=2, context=4, pinned=4), training, ttt, 96, 3
 
 
 def _gpu() -> Sizes:
@@ -89,7 +89,7 @@ def _gpu() -> Sizes:
         stages=(StreamStage(positions=512, streams_per_step=32, steps=4000),),
     )  # fmt: skip
     ttt = TTTConfig(hidden_size=512, num_heads=8, inner_model="mlp", mini_batch_size=16, base_lr=1.0)
-    return ModelSizes(dim=512, num_heads=8, num_layers=8, context=16), training, ttt, 64, seeds
+    return ModelSizes(dim=512, num_heads=8, num_layers=8, context=16, pinned=4), training, ttt, 64, seeds
 
 
 def _full() -> Sizes:
@@ -97,4 +97,4 @@ def _full() -> Sizes:
     _, training, _, _, seeds = _gpu()
     training = dataclasses.replace(training, stages=(StreamStage(positions=2048, streams_per_step=8, steps=8000),))
     ttt = TTTConfig(hidden_size=1024, num_heads=8, inner_model="mlp", mini_batch_size=64, base_lr=1.0)
-    return ModelSizes(dim=1024, num_heads=16, num_layers=16, context=64), training, ttt, 16, seeds
+    return ModelSizes(dim=1024, num_heads=16, num_layers=16, context=64, pinned=4), training, ttt, 16, seeds

@@ -105,6 +105,10 @@ class WraparoundExperiment:
     mechanics: MechanicsSizes
 
     def __post_init__(self) -> None:
+        if self.model.pinned:
+            raise ValueError(
+                "each training of this experiment says itself how many sinks it has: leave model.pinned at 0"
+            )
         names = [training.name for training in self.trainings]
         if len(set(names)) != len(names) or MECHANICS in names:
             raise ValueError(f"trainings need different names, none of them {MECHANICS!r}; got {names}")

@@ -1,4 +1,4 @@
-"""The small models of these experiments: Moshi's transformer in little, TTT in the place of its top attention."""
+"""Moshi's transformer in little with TTT in the place of its top attention, for the experiments on long streams."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ def build_with_ttt_on_top(sizes: ModelSizes, stream: FactStreamSpec, seed: int, 
         torch.manual_seed(seed)
         lm = build_lm(moshi_config(sizes, stream, sizes.context))
         torch.manual_seed(seed + 1)  # TTT's own weights do not depend on how many the model drew
+        window = sizes.context if sizes.pinned else None
         if ttt is not None:
-            mount(lm, [sizes.num_layers - 1], ttt, "replace")
+            mount(lm, [sizes.num_layers - 1], ttt, "replace", window=window, sinks=sizes.pinned)
+        elif window is not None:
+            mount(lm, [], window=window, sinks=sizes.pinned)
     return lm
