@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ttt_core import TTTConfig, TTTLayer, TTTMonitor
-from ttt_core.monitor import COLUMNS, read_rows
+from ttt_core.monitor import COLUMNS, growth_exponent, read_rows
 
 
 def weights(scale: float = 1.0) -> tuple[torch.Tensor, ...]:
@@ -62,6 +62,25 @@ def test_trends_are_judged_over_many_rows(tmp_path, slope, gate, expected) -> No
         monitor.log_layer_state(0, *weights(0.1), step=step, inner_loss=1.0 + slope * step, gate=gate)
         assert step >= 9 or not monitor.alarms
     assert [alarm.kind for alarm in monitor.alarms] == expected
+
+
+@pytest.mark.parametrize(("exponent", "alarms"), [(0.17, ["never_settles"]), (0.0, []), (-0.1, [])])
+def test_weights_that_do_not_settle_along_a_stream_are_an_alarm_once_the_state_is_no_longer_young(
+    tmp_path, exponent, alarms
+) -> None:
+    """Every state grows when it is young: here up to position 256, and from there on as position^exponent."""
+    monitor = TTTMonitor(tmp_path / "stream", watches="stream")
+    training = TTTMonitor(tmp_path / "training")
+    W1, b1, W2, b2 = weights()
+    for position in (round(32 * 1.3**power) for power in range(28)):
+        scale = min(position, 256) * max(1.0, position / 256) ** exponent / 256
+        for each in (monitor, training):
+            each.log_layer_state(0, W1 * scale, b1, W2, b2, step=position)
+        assert position >= 3200 or not monitor.alarms
+    assert [alarm.kind for alarm in monitor.alarms] == alarms and not training.alarms
+    if alarms:
+        assert growth_exponent(monitor._rows["0"]) == pytest.approx(exponent, abs=0.005)
+        assert "inner_decay" in monitor.alarms[0].message and not monitor.alarms[0].is_fatal
 
 
 def test_a_reopened_and_rewound_log_is_the_uninterrupted_one(tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""What the fast weights do in training: a CSV, a picture, and alarms that say what to try."""
+"""What the fast weights do, in training or along a stream: a CSV, a picture, and alarms that say what to try."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from ttt_core.inner_model import InnerWeights
 MAX_HEALTHY_W1 = 10.0
 OPEN_GATE = 1e-6
 ROWS_BEFORE_TRENDS = 10
+SETTLED_EXPONENT = 0.05
+YOUNG_TIMES = 100
 
 _TENSOR_NAMES = InnerWeights._fields
 _STATISTICS = ("mean", "std", "max", "norm")
@@ -45,9 +47,13 @@ class TTTMonitor:
 
     Statistics are over all rows and heads: mean, std, largest absolute value (`max`), and `norm`, the Frobenius norm
     of one stream's tensor averaged over streams. Opening a folder that has a CSV goes on behind its last row.
+
+    watches: "training", where `step` counts optimiser steps; or "stream", where the outer weights stand still, `step`
+    is the position in the stream, and weights that do not settle are an alarm.
     """
 
-    def __init__(self, log_dir: str | Path) -> None:
+    def __init__(self, log_dir: str | Path, watches: Literal["training", "stream"] = "training") -> None:
+        self.watches = watches
         self.log_dir = Path(log_dir)
         self.log_dir.mkdir(parents=True, exist_ok=True)
         self.csv_path = self.log_dir / "inner_weights.csv"
@@ -67,9 +73,9 @@ class TTTMonitor:
     ) -> Row:  # fmt: skip
         """Record the inner weights of one layer, with or without a leading batch axis, and give the row written.
 
-        step: of the outer training; one more than the layer's last when None. initial: the learned starting
-        weights, for `distance_from_initial`. inner_loss: mean over tokens. gate: largest |tanh(alpha)| of a gated
-        mount. `update_size` is the distance from the weights at the layer's previous row.
+        step: of the outer training, or position in the stream; one more than the layer's last when None. initial: the
+        learned starting weights, for `distance_from_initial`. inner_loss: mean over tokens. gate: largest |tanh(alpha)|
+        of a gated mount. `update_size` is the distance from the weights at the layer's previous row.
         """
         name = str(layer)
         weights = InnerWeights(W1.detach(), b1.detach(), _detached(W2), _detached(b2))
@@ -127,7 +133,7 @@ class TTTMonitor:
             for name, rows in sorted(self._rows.items()):
                 points = [(row["step"], row[column]) for row in rows if row[column] is not None]
                 axes.plot([x for x, _ in points], [y for _, y in points], marker=".", label=f"layer {name}")
-            axes.set(title=title, xlabel="training step")
+            axes.set(title=title, xlabel="training step" if self.watches == "training" else "position in the stream")
             if axes.lines:
                 axes.legend(fontsize="small")
         target = self.log_dir / "inner_weights.png" if path is None else Path(path)
@@ -158,7 +164,11 @@ class TTTMonitor:
         largest = row["W1_max"]
         if isinstance(largest, float) and largest > MAX_HEALTHY_W1:
             alarm("large_weights", f"largest |W1| is {largest:.3g}, above {MAX_HEALTHY_W1:g}; lower base_lr (0.1)")
-        if len(history) >= ROWS_BEFORE_TRENDS:
+        exponent = growth_exponent(history) if self.watches == "stream" else None
+        if exponent is not None and exponent > SETTLED_EXPONENT:
+            alarm("never_settles", f"the norm of W1 still grows, as position^{exponent:.2f}: each commit moves it less "
+                  "and what is heard is remembered less; use inner_decay, re-normalise, or reset")  # fmt: skip
+        if self.watches == "training" and len(history) >= ROWS_BEFORE_TRENDS:
             losses = [float(old["inner_loss"]) for old in history if old["inner_loss"] is not None]
             half = len(losses) // 2
             if half >= ROWS_BEFORE_TRENDS // 2 and sum(losses[-half:]) >= sum(losses[:half]):
@@ -168,6 +178,23 @@ class TTTMonitor:
             if len(gates) >= ROWS_BEFORE_TRENDS and max(gates[-ROWS_BEFORE_TRENDS:]) < OPEN_GATE:
                 alarm("gate_stuck", "the gate is still closed, so TTT adds nothing; raise the learning rate of alpha")
         return found
+
+
+def growth_exponent(history: list[Row]) -> float | None:
+    """Slope of log norm of W1 against log position over the last decade of positions.
+
+    None until there are rows enough, and until the first is so far back that what every state does when it is young
+    lies outside the decade.
+    """
+    positions = [int(row["step"] or 0) for row in history]
+    last, first = positions[-1], next((position for position in positions if position > 0), 0)
+    decade = [row for row, position in zip(history, positions, strict=True) if position * 10 >= last]
+    if not first or last < YOUNG_TIMES * first or len(decade) < ROWS_BEFORE_TRENDS // 2:
+        return None
+    x = torch.tensor([float(row["step"] or 0) for row in decade], dtype=torch.float64).log()
+    y = torch.tensor([float(row["W1_norm"] or 0) for row in decade], dtype=torch.float64).clamp_min(1e-30).log()
+    x, y = x - x.mean(), y - y.mean()
+    return float((x * y).sum() / (x * x).sum())
 
 
 def read_rows(path: str | Path) -> list[Row]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from experiments.endless.carried_training import CarriedStateModule, CarriedStreamData
 from experiments.endless.configuration import EndlessExperiment, Training, View
 from experiments.endless.measures import ViewMeasures, remembered_by_position, topic_curves
+from experiments.endless.stream_monitor import log_alarms, stream_monitor
 from experiments.endless.streaming import Streamed, probe_positions, stream_logits
 from experiments.endless.topics import with_topics
 from experiments.fact_streams.generate import FactStreams, draw_streams
@@ -24,7 +25,7 @@ from experiments.harness.finished_views import VIEWS_FOLDER
 from experiments.harness.memory import device, start_measuring
 from experiments.harness.stopping import InterruptedRunError
 from experiments.harness.study import ArmWork
-from ttt_core import TTTConfig
+from ttt_core import TTTConfig, TTTMonitor
 
 VIEW_DRAW, TOPIC_DRAW, HABIT_DRAW = 2_000_003, 4_000_037, 5_000_011
 """Second numbers of the seeds of what views are measured on: no training step draws them."""
@@ -93,7 +94,10 @@ def _run_view(
 ) -> None:
     """Measures one view under a run of its own."""
     with looked_at(work.task, view.name, experiment.of_view(view), folder) as logger:
-        measures = measure(experiment, view, weights)
+        monitor = stream_monitor(folder)
+        measures = measure(experiment, view, weights, monitor)
+        if view.ttt is not None:
+            log_alarms(monitor, logger)
         logger.log_metrics(measures.streams.metrics() | summary(experiment, measures))
         for probe in measures.probes:
             values = {f"stream/{name}": value for name, value in vars(probe).items() if name != "position"}
@@ -102,7 +106,9 @@ def _run_view(
             logger.log_artifact(path)
 
 
-def measure(experiment: EndlessExperiment, view: View, weights: dict[str, Tensor]) -> ViewMeasures:
+def measure(
+    experiment: EndlessExperiment, view: View, weights: dict[str, Tensor], monitor: TTTMonitor | None = None
+) -> ViewMeasures:
     """The view's long streams and, where the plan has them, its changes of topic."""
     lm = build_model(experiment, view.ttt)
     lm.load_state_dict(weights)
@@ -110,7 +116,7 @@ def measure(experiment: EndlessExperiment, view: View, weights: dict[str, Tensor
     plan, reach, trained = experiment.plan, experiment.model.reach, experiment.trained_positions
     streams = long_streams(experiment)
     call = plan.tokens_per_call if view.reset_every is None else min(plan.tokens_per_call, view.reset_every)
-    streamed = _stream(lm, streams, view, call, (), probe_positions(plan.positions, call, plan.probes))
+    streamed = _stream(lm, streams, view, call, (), probe_positions(plan.positions, call, plan.probes), monitor)
     base = measure_streams(
         streamed.logits, None, streams, experiment.stream, plan.position_edges, plan.distance_edges, trained
     )
@@ -126,11 +132,11 @@ def measure(experiment: EndlessExperiment, view: View, weights: dict[str, Tensor
 
 def _stream(
     lm: LMModel, streams: FactStreams, view: View, tokens_per_call: int, resets: tuple[int, ...],
-    probed: tuple[int, ...],
+    probed: tuple[int, ...], monitor: TTTMonitor | None = None,
 ) -> Streamed:  # fmt: skip
     every = view.reset_every
     own = () if every is None else range(every, streams.text.shape[1], every)
-    return stream_logits(lm, streams.codes, tokens_per_call, {*own, *resets}, set(probed))
+    return stream_logits(lm, streams.codes, tokens_per_call, {*own, *resets}, set(probed), monitor=monitor)
 
 
 def summary(experiment: EndlessExperiment, measures: ViewMeasures) -> dict[str, float]:

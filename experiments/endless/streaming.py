@@ -17,7 +17,7 @@ from backbones.moshi import give_ring_room
 from backbones.moshi.mount import ttt_modules
 from backbones.moshi.streaming_ttt import StreamingTTT
 from experiments.fact_streams.reading import model_inputs
-from ttt_core import TTTState, commit_sizes
+from ttt_core import TTTMonitor, TTTState, commit_sizes
 from ttt_core.commit import squared_norms
 
 
@@ -53,13 +53,14 @@ def probe_positions(positions: int, tokens_per_call: int, count: int) -> tuple[i
 @torch.no_grad()
 def stream_logits(
     lm: LMModel, codes: Tensor, tokens_per_call: int, resets: Collection[int] = (), probed: Collection[int] = (),
-    before_call: Callable[[int], None] | None = None,
+    before_call: Callable[[int], None] | None = None, monitor: TTTMonitor | None = None,
 ) -> Streamed:  # fmt: skip
     """Streams codes (N, streams, T) through the package's streaming, `tokens_per_call` positions a call.
 
     resets: positions, multiples of `tokens_per_call`, before which the TTT states alone start anew. probed: positions
     of the same kind at which the inner weights are looked at; a call is then cut in two behind its first mini-batch.
-    before_call: called with the position before each call, while the model streams.
+    before_call: called with the position before each call, while the model streams. monitor: is shown the inner weights
+    wherever they are probed.
 
     Raises ValueError for a call that is shorter than a mini-batch where weights are probed.
     """
@@ -75,7 +76,7 @@ def stream_logits(
                 _reset(modules)
             call = inputs[:, :, start : start + tokens_per_call]
             if modules and start in probed:
-                first, rest, probe = _probed_call(lm, call, modules, start)
+                first, rest, probe = _probed_call(lm, call, modules, start, monitor)
                 logits += [first.cpu(), rest.cpu()]
                 probes.append(probe)
             else:
@@ -84,7 +85,7 @@ def stream_logits(
 
 
 def _probed_call(
-    lm: LMModel, call: Tensor, modules: Sequence[StreamingTTT], position: int
+    lm: LMModel, call: Tensor, modules: Sequence[StreamingTTT], position: int, monitor: TTTMonitor | None
 ) -> tuple[Tensor, Tensor, Probe]:
     size = modules[0].ttt.config.mini_batch_size
     if call.shape[2] <= size or position % size:
@@ -93,6 +94,10 @@ def _probed_call(
             f"{size}: tokens_per_call must be a multiple of the mini-batch, and longer"
         )
     before = [_held(module).clone() for module in modules]
+    if monitor is not None:
+        for layer, state in zip(ttt_modules(lm), before, strict=True):
+            weights = state.working_weights
+            monitor.log_layer_state(layer, *weights, step=position, initial=state.initial)
     first = lm.forward_text(call[:, :, :size])[1][:, 0]
     steps = [commit_sizes(old, _held(module)).mean() for old, module in zip(before, modules, strict=True)]
     norms = [squared_norms(old.working_weights.tensors).sqrt().mean() for old in before]

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from experiments.endless.measures import ViewMeasures, remembered_by_position
+from experiments.endless.stream_monitor import log_alarms, stream_monitor
 from experiments.endless.streaming import probe_positions, stream_logits
 from experiments.fact_streams.generate import FactStreams, draw_streams
 from experiments.fact_streams.measures import measure_streams
@@ -21,6 +22,7 @@ from experiments.harness.finished_views import VIEWS_FOLDER
 from experiments.harness.memory import device, start_measuring
 from experiments.harness.stopping import InterruptedRunError
 from experiments.harness.study import ArmWork
+from ttt_core import TTTMonitor
 
 VIEW_DRAW = 6_000_011
 """Second number of the seed of the long streams: no training step draws it."""
@@ -61,8 +63,10 @@ def _run_view(
     work: ArmWork,
 ) -> None:  # fmt: skip
     with looked_at(work.task, view.name, experiment.of_view(view), folder) as logger:
-        measures = measure(experiment, view, weights, streams)
+        monitor = stream_monitor(folder)
+        measures = measure(experiment, view, weights, streams, monitor)
         logger.log_metrics(measures.streams.metrics())
+        log_alarms(monitor, logger)
         for probe in measures.probes:
             values = {f"stream/{name}": value for name, value in vars(probe).items() if name != "position"}
             logger.log_metrics(values, step=probe.position)
@@ -71,8 +75,9 @@ def _run_view(
 
 
 def measure(
-    experiment: GibberishExperiment, view: SuspectView, weights: dict[str, Tensor], streams: FactStreams
-) -> ViewMeasures:
+    experiment: GibberishExperiment, view: SuspectView, weights: dict[str, Tensor], streams: FactStreams,
+    monitor: TTTMonitor | None = None,
+) -> ViewMeasures:  # fmt: skip
     """The view along its streams: words, answers, and the inner weights."""
     assert view.ttt is not None
     lm = build_with_ttt_on_top(experiment.model, experiment.stream, experiment.seed, view.ttt)
@@ -89,7 +94,7 @@ def measure(
         lm, streams.codes, experiment.tokens_per_call,
         () if every is None else range(every, experiment.positions, every),
         set(probe_positions(experiment.positions, experiment.tokens_per_call, experiment.probes)),
-        wrap,
+        wrap, monitor,
     )  # fmt: skip
     base = measure_streams(streamed.logits, None, streams, experiment.stream, edges, (0, trained), trained)
     remembered, wanted = remembered_by_position(streamed.logits, streams, edges, experiment.model.reach, trained)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,10 +82,11 @@ def looked_at(task: ArmTask, name: str, own: dict[str, Any], folder: Path) -> It
     """One way of looking at a trained arm, under a run of its own, which fails with whatever goes wrong inside."""
     logger = open_run(task, name, own, folder)
     status: RunStatus = "FAILED"
-    message = ""
+    message, started = "", time.monotonic()
     try:
         yield logger
         status = "FINISHED"
+        print(f"{task.label}: view {name} measured, {time.monotonic() - started:.0f} s", flush=True)
     except BaseException as error:
         message = f"{type(error).__name__}: {error}"
         logger.set_tag("end_message", message)
