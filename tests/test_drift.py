@@ -13,6 +13,7 @@ from torch import Tensor
 from experiments.drift.autocast_probe import narrow_inner_products
 from experiments.drift.configuration import CLAIMED_UPDATES, StateArm, Treatment, autocast_treatments
 from experiments.drift.curves import DriftCurves, compare, first_beyond, growth_exponent
+from experiments.drift.report import cost_sentences
 from experiments.drift.state_arm import draw_rows, rows_of, settings
 from experiments.drift.state_streams import Rows, TreatedLayer, flat, in_fp64, share_lost, snapshots
 from experiments.drift.vectors import draw_vectors
@@ -228,3 +229,16 @@ def test_every_scale_looks_at_the_claimed_update_wherever_its_streams_reach_it(s
 def test_an_arm_without_the_default_step_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"must hold 1\.0"):
         StateArm(inner_model="mlp", mini_batch_size=4, step_factors=(2.0,), streams=1)
+
+
+def test_what_a_policy_costs_is_told_from_its_metrics_and_only_where_it_was_measured() -> None:
+    metrics = {
+        "C18/bf16_compensated_inner_loss_gap_at_the_end_largest": 0.00002,
+        "C18/bf16_compensated_state_bytes_per_stream_over_fp32": 1.0,
+        "C18/bf16_compensated_seconds_per_update_over_fp32": 1.184,
+        "C18/fp32_inner_loss_gap_at_the_end_largest": 0.0,
+    }
+    [line] = cost_sentences(metrics)
+    assert (
+        line.startswith("bf16_compensated: inner loss at most 0.00% above") and "1.00 times" in line and "1.18" in line
+    )

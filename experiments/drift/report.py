@@ -26,6 +26,7 @@ from experiments.harness.estimates import Estimate, estimate
 from experiments.harness.finished_views import unfinished
 from experiments.harness.study import FinishedArm, Report
 from experiments.harness.text_table import aligned
+from ttt_core.precision import POLICIES
 
 
 def report_drift(experiment: DriftExperiment, folder: Path, uri: str, finished: Sequence[FinishedArm]) -> Report:
@@ -37,6 +38,7 @@ def report_drift(experiment: DriftExperiment, folder: Path, uri: str, finished: 
         files.append(_write_csv(folder / "state_settings.csv", [_setting_row(result) for result in states]))
         files.append(_write_csv(folder / "state_curves.csv", _curve_rows(states)))
         notes += _regime(states)
+        notes += cost_sentences(claim_metrics(experiment, states, {}))
     if models:
         tables.append(_model_table(experiment, models))
         files.append(_write_csv(folder / "model_by_position.csv", _position_rows(experiment, models)))
@@ -138,6 +140,22 @@ def _regime(states: Sequence[StateResult]) -> list[str]:
         if hit:
             line += f", {len(early)} of them by update {CLAIMED_UPDATES}; first {hit[0][1]} at {hit[0][0]:,.0f}"
         lines.append(line)
+    return lines
+
+
+def cost_sentences(metrics: Mapping[str, float]) -> list[str]:
+    """For every policy that rounds: what it costs the inner loss at most, and what it saves of the bytes of FP32 and time."""
+    lines: list[str] = []
+    for policy in POLICIES:
+        gap = metrics.get(f"C18/{policy}_inner_loss_gap_at_the_end_largest")
+        own_bytes = metrics.get(f"C18/{policy}_state_bytes_per_stream_over_fp32")
+        seconds = metrics.get(f"C18/{policy}_seconds_per_update_over_fp32")
+        if policy in ("fp64", "fp32") or gap is None or own_bytes is None or seconds is None:
+            continue
+        lines.append(
+            f"{policy}: inner loss at most {gap:.2%} above FP64's at the end of any setting, for {own_bytes:.2f} times "
+            f"the bytes of FP32 and {seconds:.2f} times its CPU time an update"
+        )
     return lines
 
 
