@@ -144,7 +144,7 @@ def _regime(states: Sequence[StateResult]) -> list[str]:
 
 
 def cost_sentences(metrics: Mapping[str, float]) -> list[str]:
-    """For every policy that rounds: what it costs the inner loss at most, and its bytes and seconds beside those of FP32."""
+    """For every policy that rounds: what it costs the inner loss at most, and its bytes and seconds beside FP32's."""
     lines: list[str] = []
     for policy in POLICIES:
         gap = metrics.get(f"C18/{policy}_inner_loss_gap_at_the_end_largest")
