@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments.endless.measures import ViewMeasures
 from experiments.endless.results import ViewResult
@@ -57,19 +57,24 @@ def draw_gibberish(
     grid[0][0].set_yscale("log")
     grid[0][1].set_xscale("log")
     for axis in (grid[0][0].yaxis, grid[0][1].xaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
     guessed = experiment.stream.chance_recall
     grid[1][0].axhline(guessed, color="grey", linestyle=":", linewidth=1, label="guessing")
     grid[1][1].axvline(guessed, color="grey", linestyle=":", linewidth=1)
-    grid[1][0].set_ylim(bottom=0)
+    grid[1][0].set_ylim(0, 1)
     grid[1][1].set_xlim(left=0)
     grid[0][0].set_title("each suspect alone, along the stream")
-    grid[0][0].legend(fontsize="small", loc="upper left", ncols=2)
+    grid[0][0].legend(fontsize="small", loc="center right", ncols=2)
     span = f"{experiment.minutes(experiment.old_from):.0f} to {experiment.minutes(experiment.positions):.0f} min"
     grid[0][1].set_title(f"one cure after the other, {span}")
     seeds = len(next(iter(views.values())).seeds)
-    figure.suptitle(f"What breaks a long stream, when, and what cures it ({experiment.scale}, {seeds} seeds)")
+    ttt = experiment.ttt
+    figure.suptitle(
+        f"What breaks a long stream, when, and what cures it ({experiment.scale}, {seeds} seeds; {ttt.inner_model} "
+        f"inner model, mini-batches of {ttt.mini_batch_size})"
+    )
     figure.text(0.01, -0.005, "\n".join(sentences), fontsize="small", va="top", wrap=True)
     figure.savefig(path, dpi=RESOLUTION_DOTS_PER_INCH, bbox_inches="tight")
     return path
@@ -83,7 +88,9 @@ def _draw_curve(
     found = [view.over_seeds(lambda m, bucket=bucket: between(m, *bucket)) for bucket in buckets]
     kept = [(bucket, value) for bucket, value in zip(buckets, found, strict=True) if not math.isnan(value.mean)]
     minutes = [experiment.minutes(math.sqrt(max(first, 1) * end)) for (first, end), _ in kept]
-    axes.plot(minutes, [value.mean for _, value in kept], color=colour, marker="o", markersize=3, label=called)
+    # Lines that lie on each other must both be seen: the sound one is broad and light below them all.
+    style = {"linewidth": 6, "alpha": 0.4} if view.view.name == SOUND else {"marker": "o", "markersize": 3}
+    axes.plot(minutes, [value.mean for _, value in kept], color=colour, label=called, **style)
     lows, highs = (numpy.array([getattr(value, bound) for _, value in kept]) for bound in ("low", "high"))
     axes.fill_between(minutes, lows, highs, color=colour, alpha=0.12)
 
