@@ -11,7 +11,7 @@ from pathlib import Path
 from experiments.endless.results import ViewResult, read_views
 from experiments.gibberish.configuration import SOUND, GibberishExperiment, Suspect
 from experiments.gibberish.figures import draw_gibberish
-from experiments.gibberish.results import Damage, SuspectFound, damage, find_suspects, old
+from experiments.gibberish.results import Damage, SuspectFound, damage, find_suspects, old, view_of
 from experiments.harness.estimates import Estimate
 from experiments.harness.finished_views import unfinished
 from experiments.harness.study import FinishedArm, Report
@@ -133,9 +133,8 @@ def _table(
 
 
 def _wrong(result: ViewResult) -> str:
-    suspects = getattr(result.view, "suspects", ())
-    cure = getattr(result.view, "age_cure", None)
-    return " + ".join(suspects) or f"nothing ({cure})"
+    view = view_of(result)
+    return " + ".join(view.suspects) or f"nothing ({view.age_cure})"
 
 
 def _write_curves(path: Path, views: Mapping[str, ViewResult]) -> Path:

@@ -82,14 +82,14 @@ def onset_position(experiment: GibberishExperiment, result: ViewResult, control:
 def find_suspects(experiment: GibberishExperiment, views: Mapping[str, ViewResult]) -> list[SuspectFound]:
     """Every suspect whose own view, and the sound one, have finished."""
     found = []
-    by_suspects = {_suspects(views[name]): name for name in views if _is_standard(views[name])}
+    by_suspects = _by_suspects(views)
     for suspect in SUSPECTS:
         own = by_suspects.get(frozenset([suspect]))
         if own is None or SOUND not in views:
             continue
         alone = damage(views[own], views[SOUND], *old(experiment))
-        company = by_suspects.get(frozenset(SUSPECTS if suspect == "leak" else set(SUSPECTS) - {"leak"}))
-        without = by_suspects.get(_suspects(views[company]) - {suspect}) if company is not None else None
+        others = frozenset(SUSPECTS) if suspect == "leak" else frozenset(SUSPECTS) - {"leak"}
+        company, without = by_suspects.get(others), by_suspects.get(others - {suspect})
         found.append(
             SuspectFound(
                 suspect=suspect,
@@ -102,15 +102,16 @@ def find_suspects(experiment: GibberishExperiment, views: Mapping[str, ViewResul
     return found
 
 
-def _suspects(result: ViewResult) -> frozenset[Suspect]:
+def view_of(result: ViewResult) -> SuspectView:
+    """The result's view as what it is in this experiment."""
     assert isinstance(result.view, SuspectView)
-    return frozenset(result.view.suspects)
+    return result.view
 
 
-def _is_standard(result: ViewResult) -> bool:
-    """Whether age, where it is cured, is cured as in the sound view: other cures are views of their own."""
-    assert isinstance(result.view, SuspectView)
-    return result.view.age_cure in (None, "decay")
+def _by_suspects(views: Mapping[str, ViewResult]) -> dict[frozenset[Suspect], str]:
+    """{what is wrong: view}, of those whose age, where it is cured, is cured as in the sound view."""
+    standard = [name for name, result in views.items() if view_of(result).age_cure in (None, "decay")]
+    return {frozenset(view_of(views[name]).suspects): name for name in standard}
 
 
 def cure_ladder(views: Mapping[str, ViewResult]) -> list[tuple[str, str]]:
@@ -122,5 +123,5 @@ def cure_ladder(views: Mapping[str, ViewResult]) -> list[tuple[str, str]]:
         (frozenset({"bf16"}), "and the state decays"),
         (frozenset(), "and kept in FP32"),
     ]
-    by_suspects = {_suspects(views[name]): name for name in views if _is_standard(views[name])}
+    by_suspects = _by_suspects(views)
     return [(by_suspects[suspects], mended) for suspects, mended in steps if suspects in by_suspects]
