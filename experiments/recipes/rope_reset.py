@@ -72,7 +72,7 @@ def _smoke() -> Sizes:
 
 
 def _cpu() -> Sizes:
-    """Minutes on two cores: the sizes at which `endless-stream` learns recall. Three seeds left the price in words open."""
+    """Minutes on two cores: the sizes of `endless-stream`. Three seeds left the price in words open."""
     training = StreamTraining(
         learning_rate=3e-3, ttt_learning_rate=3e-3, weight_decay=0.01, warmup_steps=50, validate_every_steps=150,
         stages=(StreamStage(positions=32, streams_per_step=48, steps=600),),
