@@ -8,6 +8,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 PORT ?= 5000
+LAB_PORT ?= 8888
 
 # What a recipe runs with, e.g. make exp-llama-omni-stage1 SCALE=smoke SEED=1 ARM=ttt-mlp ARGS="--set positions=4096"
 SCALE ?= cpu
@@ -38,7 +39,7 @@ $(STAMP): FORCE
 endif
 endif
 
-.PHONY: help setup test lint format typecheck check findings verify-findings cards decide lock older-moshi smoke mlflow-ui clean clean-runs FORCE
+.PHONY: help setup test lint format typecheck check findings verify-findings notebooks lab cards decide lock older-moshi smoke mlflow-ui clean clean-runs FORCE
 
 help: ## list every target and every recipe
 	@echo "Targets:"
@@ -86,6 +87,14 @@ findings: $(STAMP) ## judge every claim by the runs that count: FINDINGS.md, evi
 
 verify-findings: $(STAMP) ## check that FINDINGS.md follows from experiments/claims.toml and evidence/*.csv (a test does it too)
 	$(RUN) -m analysis verify-findings $(ARGS)
+
+# Notebooks find the store as `python -m analysis` does, and the kernel is the environment's own.
+notebooks: $(STAMP) ## execute every notebook on the runs of the store, into runs/notebooks/*.html
+	$(RUN) -m nbconvert --execute --to html --embed-images --output-dir runs/notebooks notebooks/*.ipynb
+	@echo "wrote:"; ls runs/notebooks/*.html
+
+lab: $(STAMP) ## open the notebooks in JupyterLab (LAB_PORT=8888)
+	$(RUN) -m jupyterlab --port $(LAB_PORT) --notebook-dir notebooks $(ARGS)
 
 lock: $(STAMP) ## pin the newest versions that pyproject.toml admits in requirements.lock
 	$(VENV)/bin/uv pip compile --quiet --upgrade --python-version 3.11 --extra moshi --extra dev \

@@ -10,6 +10,9 @@ import pandas
 from analysis.runs import LoggedRun
 from analysis.store import Store
 
+Table = Any
+"""A pandas.DataFrame that is sliced and grouped: pandas ships no types, and what pyright guesses of them is wrong."""
+
 RUN_COLUMNS = (
     "run_id", "recipe", "role", "arm", "seed", "scale", "status", "adhoc", "git_dirty", "git_commit", "parent_run_id",
     "started",

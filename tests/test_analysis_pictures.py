@@ -145,6 +145,10 @@ def test_rounding_is_drawn_for_one_setting_and_the_claimed_update_where_it_was_r
     drawn = lines(drift.drift_by_updates(found, setting="s1"))
     assert drawn["bf16"] == [(1.0, 0.1), (4000.0, 0.4)] and "fp64" not in drawn
     assert [x for x, _ in drawn["update 3,750"]] == [3750, 3750]
+    with pytest.raises(
+        NothingToShowError, match=r"state_curves.csv of drift.* has no inner_loss_gap: other code wrote it"
+    ):
+        drift.drift_by_updates(found, "inner_loss_gap")
     with pytest.raises(ValueError, match="setting is 's3'; this run has s1, s2"):
         drift.drift_by_updates(found, setting="s3")
 

@@ -8,6 +8,7 @@ import pandas
 
 from analysis.pictures.drawing import Picture, draw_lines, draw_points, mark, middle, panel, rows_height, with_legend
 from analysis.pictures.finished import FinishedRun, chosen, over_seeds
+from analysis.tables import Table
 
 LOSS, RECALL = "nats per text token", "share of asked facts recalled"
 CHANCE = "recall/chance"
@@ -74,7 +75,7 @@ def one_number(found: FinishedRun, metric: str, title: str, xlabel: str, arms: S
     return Picture(title=title, caption=found.caption, figure=figure)
 
 
-def arms_table(found: FinishedRun, metrics: Sequence[str]) -> pandas.DataFrame:
+def arms_table(found: FinishedRun, metrics: Sequence[str]) -> Table:
     """A row for every arm: the mean over seeds of each of the given metrics; NaN where an arm has not logged it."""
     rows = {run.arm: {} for run in found.arms}
     for name in metrics:

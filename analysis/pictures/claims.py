@@ -9,12 +9,13 @@ from analysis.findings import number, rule, verdicts
 from analysis.ledger import Ledger
 from analysis.pictures.drawing import Picture, draw_points, mark, panel, rows_height, with_legend
 from analysis.pictures.finished import NothingToShowError, command
+from analysis.tables import Table
 from analysis.verdicts import outcome_of
 
 FIRST_SCALE = "cpu"
 
 
-def verdicts_table(ledger: Ledger, evidence: Evidence) -> pandas.DataFrame:
+def verdicts_table(ledger: Ledger, evidence: Evidence) -> Table:
     """A row for every claim and scale with runs that count: statement, verdict, scale obtained, scale asked."""
     found = verdicts(ledger, evidence)
     rows = [
@@ -25,7 +26,7 @@ def verdicts_table(ledger: Ledger, evidence: Evidence) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=["claim", "statement", "verdict", "scale", "asked for"]).set_index("claim")
 
 
-def tests_table(ledger: Ledger, evidence: Evidence) -> pandas.DataFrame:
+def tests_table(ledger: Ledger, evidence: Evidence) -> Table:
     """A row for every test that was measured: its number with interval, its rule, and what follows."""
     tests = {(claim.id, test.name): test for claim in ledger.claims for test in claim.tests}
     rows = []
@@ -41,7 +42,7 @@ def tests_table(ledger: Ledger, evidence: Evidence) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=columns).set_index(["claim", "test"])
 
 
-def what_to_run(ledger: Ledger, evidence: Evidence) -> pandas.DataFrame:
+def what_to_run(ledger: Ledger, evidence: Evidence) -> Table:
     """Claims without any run that counts, with what they ask and the command of each recipe that they read."""
     measured = {row.claim for row in evidence.tests}
     rows = [

@@ -10,14 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy
-import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from analysis.tables import Table
 
 WIDTH_INCHES, HEIGHT_INCHES = 5.2, 3.9
 """Shown 390 pixels wide, the letters of such a figure are still about 10 pixels high."""
 LEGEND_ROW_INCHES, BAR_ROW_INCHES = 0.21, 0.3
 RESOLUTION_DOTS_PER_INCH = 144
+LARGE = 10_000
+"""From here on ticks are written with k, M and G."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 STYLES = ("-", "--", ":", "-.")
 
@@ -58,7 +62,7 @@ def panel(xlabel: str, ylabel: str, height: float = HEIGHT_INCHES) -> tuple[Figu
     return figure, axes
 
 
-def draw_lines(axes: Axes, table: pandas.DataFrame, label: str, x: str) -> None:
+def draw_lines(axes: Axes, table: Table, label: str, x: str) -> None:
     """One line for every value of the column `label`, with its interval as a band where it has one.
 
     table: columns `label`, `x`, value, low, high; as `over_seeds` gives it.
@@ -75,24 +79,22 @@ def draw_lines(axes: Axes, table: pandas.DataFrame, label: str, x: str) -> None:
             axes.fill_between(places, low, high, color=line.get_color(), alpha=0.13, linewidth=0)
 
 
-def draw_points(axes: Axes, table: pandas.DataFrame, label: str, group: str | None = None) -> None:
-    """A row for every value of `label`, the first on top: a point with its interval; of each group in its colour."""
-    names = list(dict.fromkeys(table[label]))
-    groups = list(dict.fromkeys(table[group])) if group else [""]
-    for number, each in enumerate(groups):
-        rows = table[table[group] == each] if group else table
-        shift = 0.16 * (number - (len(groups) - 1) / 2)
-        heights = [names.index(name) + shift for name in rows[label]]
-        value = rows["value"].to_numpy(dtype=float)
-        # Means of shares are rounded: an end may lie 1e-17 on the wrong side of its value.
-        ends = numpy.abs(numpy.nan_to_num(numpy.vstack([value - rows["low"], rows["high"] - value])))
-        axes.errorbar(
-            value, heights, xerr=ends, fmt="o", markersize=4, capsize=2.5, linewidth=1.2,
-            color=COLOURS[number % len(COLOURS)], label=str(each) or None,
-        )  # fmt: skip
-    axes.set_yticks(range(len(names)), [str(name) for name in names])
-    axes.set_ylim(len(names) - 0.4, -0.6)
+def draw_points(axes: Axes, table: Table, label: str) -> None:
+    """A row for every line of the table, the first on top: a point with its interval.
+
+    table: columns `label`, value, low, high; ends NaN where there is no interval.
+    """
+    value = table["value"].to_numpy(dtype=float)
+    # Means of shares are rounded: an end may lie 1e-17 on the wrong side of its value.
+    ends = numpy.abs(numpy.nan_to_num(numpy.vstack([value - table["low"], table["high"] - value])))
+    axes.errorbar(
+        value, range(len(table)), xerr=ends, fmt="o", markersize=4, capsize=2.5, linewidth=1.2, color=COLOURS[0]
+    )  # fmt: skip
+    axes.set_yticks(range(len(table)), [str(name) for name in table[label]])
+    axes.set_ylim(len(table) - 0.4, -0.6)
     axes.locator_params(axis="x", nbins=5)
+    if numpy.nanmax(numpy.abs(value)) >= LARGE:
+        axes.xaxis.set_major_formatter(EngFormatter())
     beside_long_names(axes)
 
 
@@ -131,6 +133,6 @@ def with_legend(figure: Figure, axes: Axes) -> Figure:
     return figure
 
 
-def middle(table: pandas.DataFrame, first: str = "first", end: str = "end") -> pandas.Series[float]:
+def middle(table: Table, first: str = "first", end: str = "end") -> Table:
     """Where a bucket is drawn on a logarithmic axis: halfway between its edges there (the first from 1 on)."""
     return (table[first].clip(lower=1) * table[end].clip(lower=1)) ** 0.5

@@ -6,6 +6,7 @@ import pandas
 
 from analysis.pictures.drawing import Picture, draw_lines, draw_points, mark, panel, rows_height, with_legend
 from analysis.pictures.finished import FinishedRun, NothingToShowError
+from analysis.tables import Table
 
 CLAIMED_UPDATES = 3750
 MEASURES = {
@@ -31,7 +32,7 @@ def drift_by_updates(found: FinishedRun, measure: str = "state_error", setting: 
     chosen = setting or _favourite(there)
     if chosen not in there:
         raise ValueError(f"setting is {chosen!r}; this run has {', '.join(there)}")
-    table = found.csv("state_curves.csv")
+    table = found.csv("state_curves.csv", measure)
     rows = table[(table["setting"] == chosen) & (table[measure] > 0)].rename(columns={
         measure: "value", f"{measure}_low": "low", f"{measure}_high": "high",
     })  # fmt: skip
@@ -49,7 +50,7 @@ def drift_by_updates(found: FinishedRun, measure: str = "state_error", setting: 
 
 def word_loss_by_position(found: FinishedRun) -> Picture:
     """What each treatment adds to the word loss of one and the same trained model; bands are over seeds."""
-    table = found.csv("model_by_position.csv")
+    table = found.csv("model_by_position.csv", "difference", "difference_low")
     per_update = found.config["model_part"]["ttt"]["mini_batch_size"]
     rows = table[table["treatment"] != table["against"]]
     rows = rows.assign(
@@ -68,7 +69,7 @@ def word_loss_by_position(found: FinishedRun) -> Picture:
 
 def growth_exponents(found: FinishedRun, setting: str | None = None) -> Picture:
     """Exponent of the error over the last nine tenths of the updates; intervals are over streams."""
-    table = found.csv("state_settings.csv").dropna(subset=["late_exponent"])
+    table = found.csv("state_settings.csv", "late_exponent").dropna(subset=["late_exponent"])
     names = _setting_names(table)
     chosen = setting or _favourite(list(dict.fromkeys(names)))
     rows = table[names == chosen]
@@ -83,7 +84,7 @@ def growth_exponents(found: FinishedRun, setting: str | None = None) -> Picture:
     return Picture(title=title, caption=found.caption, figure=with_legend(figure, axes))
 
 
-def _setting_names(table: pandas.DataFrame) -> pandas.Series[str]:
+def _setting_names(table: Table) -> Table:
     """Names of settings as `state_curves.csv` has them."""
     rows = zip(
         table["inner_model"], table["mini_batch_size"], table["vectors"], table["step_factor"], strict=True

@@ -16,6 +16,7 @@ from analysis.eligibility import NO_EVIDENCE_SCALE, ExperimentRun, experiment_ru
 from analysis.runs import SCALES, LoggedRun
 from analysis.statistics import t_interval
 from analysis.store import Store
+from analysis.tables import Table
 
 RUN_ID_CHARACTERS, COMMIT_CHARACTERS = 8, 12
 
@@ -65,19 +66,27 @@ class FinishedRun:
         """Paths of the files of the experiment's own run."""
         return artifact_names(self.store, self.run.parent.run_id)
 
-    def csv(self, path: str) -> pandas.DataFrame:
-        """A CSV file of the experiment's own run. Raises NothingToShowError where it has none of that name."""
+    def csv(self, path: str, *columns: str) -> Table:
+        """A CSV file of the experiment's own run. Raises NothingToShowError where it has none of that name, or one
+        without the columns that are needed."""
         if path not in self.files:
             raise NothingToShowError(
                 f"{self.caption} has no {path}; run it whole: {command(self.recipe, self.run.scale)}"
             )
-        return pandas.read_csv(io.BytesIO(read_artifact(self.store, self.run.parent.run_id, path)))
+        table: Table = pandas.read_csv(io.BytesIO(read_artifact(self.store, self.run.parent.run_id, path)))
+        lacking = [name for name in columns if name not in table.columns]
+        if lacking:
+            how = command(self.recipe, self.run.scale)
+            raise NothingToShowError(
+                f"{path} of {self.caption} has no {', '.join(lacking)}: other code wrote it; run it again: {how}"
+            )
+        return table
 
     def text(self, path: str) -> str:
         """A text file of the experiment's own run."""
         return read_artifact(self.store, self.run.parent.run_id, path).decode()
 
-    def bucketed(self, section: str) -> pandas.DataFrame:
+    def bucketed(self, section: str) -> Table:
         """arm, seed, first, end, value of metrics `SECTION/00256_01024`. Raises NothingToShowError for none."""
         rows = [
             (run.arm, run.seed, *(int(edge) for edge in name.removeprefix(f"{section}/").split("_")), value)
@@ -87,12 +96,12 @@ class FinishedRun:
         ]
         return self._table(rows, ("arm", "seed", "first", "end", "value"), f"{section}/...")
 
-    def metric(self, name: str) -> pandas.DataFrame:
+    def metric(self, name: str) -> Table:
         """arm, seed, value of one metric's last value. Raises NothingToShowError where no arm has it."""
         rows = [(run.arm, run.seed, run.metrics[name]) for run in self.arms if name in run.metrics]
         return self._table(rows, ("arm", "seed", "value"), name)
 
-    def history(self, name: str) -> pandas.DataFrame:
+    def history(self, name: str) -> Table:
         """arm, seed, step, value of every step of one metric. Raises NothingToShowError where no arm has it."""
         rows = [
             (run.arm, run.seed, step, value)
@@ -102,7 +111,7 @@ class FinishedRun:
         ]
         return self._table(rows, ("arm", "seed", "step", "value"), name)
 
-    def _table(self, rows: Sequence[tuple[Any, ...]], columns: Sequence[str], what: str) -> pandas.DataFrame:
+    def _table(self, rows: Sequence[tuple[Any, ...]], columns: Sequence[str], what: str) -> Table:
         if not rows:
             raise NothingToShowError(f"no finished arm of {self.caption} has logged {what}")
         return pandas.DataFrame(rows, columns=list(columns))
@@ -139,7 +148,7 @@ def command(recipe: str, scale: str) -> str:
     return f"make exp-{recipe} SCALE={'full WEIGHTS=path' if scale == 'pretrained' else scale}"
 
 
-def over_seeds(table: pandas.DataFrame, by: Sequence[str], value: str = "value") -> pandas.DataFrame:
+def over_seeds(table: Table, by: Sequence[str], value: str = "value") -> Table:
     """The columns of `by` in the order of their first appearance, then value, low, high (mean and 95 % interval over
     rows, Student's t; ends NaN for one row) and seeds. NaN values take no part."""
     rows = []
@@ -149,7 +158,7 @@ def over_seeds(table: pandas.DataFrame, by: Sequence[str], value: str = "value")
     return pandas.DataFrame(rows, columns=[*by, "value", "low", "high", "seeds"])
 
 
-def chosen(table: pandas.DataFrame, column: str, names: Sequence[str] | None) -> pandas.DataFrame:
+def chosen(table: Table, column: str, names: Sequence[str] | None) -> Table:
     """Rows of the given names, in their order; all rows where None. Raises NothingToShowError where none has any."""
     if names is None:
         return table

@@ -17,6 +17,7 @@ from analysis.pictures.claims import claim_picture, tests_table, verdicts_table,
 from analysis.pictures.drawing import Picture
 from analysis.pictures.finished import FinishedRun, NothingToShowError, newest_finished
 from analysis.store import Store, default_uri, open_store
+from analysis.tables import Table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,7 +53,6 @@ class Gallery:
 
     store: Store
     scale: str | None
-    root: Path = ROOT
     _found: dict[str, FinishedRun] = field(default_factory=dict, repr=False)
 
     def newest(self, recipe: str) -> FinishedRun:
@@ -76,7 +76,7 @@ class Gallery:
             return Notice(str(nothing))
         return Printed(text=found.text("table.txt"), caption=found.caption)
 
-    def overview(self, recipes: list[str]) -> pandas.DataFrame:
+    def overview(self, recipes: list[str]) -> Table:
         """A row for every recipe: the newest finished run, or the command that makes one."""
         rows: dict[str, str] = {}
         for recipe in recipes:
@@ -86,21 +86,21 @@ class Gallery:
                 rows[recipe] = str(nothing)
         return pandas.DataFrame({"what is shown of it": rows}).rename_axis("recipe")
 
-    @property
-    def ledger(self) -> Ledger:
-        return load_ledger(Places(root=self.root).claims)
 
-    @property
-    def evidence(self) -> Evidence:
-        return read_evidence(Places(root=self.root).evidence)
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """Shows claims and verdicts, from `experiments/claims.toml` and `evidence/*.csv` alone."""
 
-    def verdicts(self) -> pandas.DataFrame:
+    ledger: Ledger
+    evidence: Evidence
+
+    def verdicts(self) -> Table:
         return verdicts_table(self.ledger, self.evidence)
 
-    def tests(self) -> pandas.DataFrame:
+    def tests(self) -> Table:
         return tests_table(self.ledger, self.evidence)
 
-    def what_to_run(self) -> pandas.DataFrame:
+    def what_to_run(self) -> Table:
         return what_to_run(self.ledger, self.evidence)
 
     def claim(self, claim_id: str) -> Picture | Notice:
@@ -119,3 +119,14 @@ def open_gallery(store: str | None = None, scale: str | None = None) -> Gallery:
     """
     pandas.set_option("display.max_colwidth", None)
     return Gallery(store=open_store(store or default_uri(ROOT)), scale=scale)
+
+
+def open_evidence(root: Path = ROOT) -> Findings:
+    """Claims and evidence of the repository at `root`.
+
+    Raises:
+        ValueError: a file is missing or not as it should be.
+    """
+    pandas.set_option("display.max_colwidth", None)
+    places = Places(root=root)
+    return Findings(ledger=load_ledger(places.claims), evidence=read_evidence(places.evidence))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import pandas
-
 from analysis.pictures.drawing import Picture, draw_lines, mark, panel, with_legend
 from analysis.pictures.finished import FinishedRun, NothingToShowError, chosen, over_seeds
+from analysis.tables import Table
 
 HEALTHY_W1 = 10.0
 STATISTICS = {
@@ -40,7 +39,7 @@ def inner_weights(
     shown = layer or layers[-1]
     if shown not in layers:
         raise ValueError(f"layer is {shown!r}; the monitor looked at {', '.join(layers)}")
-    rows: pandas.DataFrame = chosen(found.history(f"ttt/{shown}/{statistic}"), "arm", arms)
+    rows: Table = chosen(found.history(f"ttt/{shown}/{statistic}"), "arm", arms)
     figure, axes = panel("training step", STATISTICS[statistic])
     draw_lines(axes, over_seeds(rows, ["arm", "step"]), "arm", "step")
     if (rows["value"] > 0).all() and rows["value"].max() > 20 * rows["value"].min():

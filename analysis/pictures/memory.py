@@ -7,14 +7,15 @@ import pandas
 
 from analysis.pictures.drawing import COLOURS, Picture, beside_long_names, mark, panel, rows_height, with_legend
 from analysis.pictures.finished import FinishedRun, NothingToShowError
+from analysis.tables import Table
 
 GIGABYTE = 1e9
 AFTER_ONE_HOUR, BOUNDED = "memory/bytes_after_1_hour", "memory/is_bounded"
 
 
-def arrangements(found: FinishedRun) -> pandas.DataFrame:
+def arrangements(found: FinishedRun) -> Table:
     """arm, backbone, layout, gigabytes (10^9 bytes after one hour of speech), is_bounded."""
-    table = found.csv("memory.csv").dropna(subset=[AFTER_ONE_HOUR])
+    table = found.csv("memory.csv", AFTER_ONE_HOUR, BOUNDED).dropna(subset=[AFTER_ONE_HOUR])
     return pandas.DataFrame({
         "arm": table["arm"], "backbone": table["backbone"], "layout": table["layout"],
         "gigabytes": table[AFTER_ONE_HOUR] / GIGABYTE, "is_bounded": table[BOUNDED] == 1.0,

@@ -37,7 +37,7 @@ def along_stream(found: FinishedRun, curve: str, views: Sequence[str] | None = N
     """One curve of `curves.csv` by position, a line for each view; bands are over seeds."""
     if curve not in CURVES:
         raise ValueError(f"curve is {curve!r}; it is one of {', '.join(CURVES)}")
-    table = found.csv("curves.csv")
+    table = found.csv("curves.csv", "view", "curve", "value")
     rows = table[table["curve"] == curve].dropna(subset=["value"])
     if rows.empty:
         raise NothingToShowError(
