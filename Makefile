@@ -39,7 +39,7 @@ $(STAMP): FORCE
 endif
 endif
 
-.PHONY: help setup test lint format typecheck check findings verify-findings notebooks lab cards decide lock older-moshi smoke mlflow-ui clean clean-runs FORCE
+.PHONY: help setup test lint format typecheck check findings verify-findings notebooks lab report cards decide lock older-moshi smoke mlflow-ui clean clean-runs FORCE
 
 help: ## list every target and every recipe
 	@echo "Targets:"
@@ -95,6 +95,9 @@ notebooks: $(STAMP) ## execute every notebook on the runs of the store, into run
 
 lab: $(STAMP) ## open the notebooks in JupyterLab (LAB_PORT=8888)
 	$(RUN) -m jupyterlab --port $(LAB_PORT) --notebook-dir notebooks $(ARGS)
+
+report: $(STAMP) ## write runs/report.html: findings, figures, sound and runs in one page that needs no network
+	$(RUN) -m analysis report $(ARGS)
 
 lock: $(STAMP) ## pin the newest versions that pyproject.toml admits in requirements.lock
 	$(VENV)/bin/uv pip compile --quiet --upgrade --python-version 3.11 --extra moshi --extra dev \

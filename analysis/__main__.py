@@ -1,4 +1,4 @@
-"""`python -m analysis findings | verify-findings | cards | decide`: from finished runs to what follows from them."""
+"""`python -m analysis findings | verify-findings | cards | decide | report`: what follows from finished runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from analysis import commands
 from analysis.cards.command import add_command as add_cards
 from analysis.decide.command import add_command as add_decide
+from analysis.report.command import add_command as add_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_commands(subparsers)
     add_cards(subparsers)
     add_decide(subparsers)
+    add_report(subparsers)
     parsed = parser.parse_args(arguments)
     try:
         return parsed.command(parsed)

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import pytest
+from picture_checks import check_pictures
 from recipe_commands import FinishedCommand, run_command
 
 from experiments.drift.curves import DriftCurves
@@ -90,3 +91,7 @@ def test_each_treatment_of_the_model_is_a_run_of_its_own_under_the_experiment(sm
 
 def _curves(folder: Path, treatment: str) -> DriftCurves:
     return DriftCurves.load(folder / "curves" / f"{treatment}.npz")
+
+
+def test_the_page_of_findings_can_draw_it(smoke: FinishedCommand) -> None:
+    check_pictures(smoke.uri, RECIPE)

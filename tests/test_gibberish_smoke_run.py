@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 
 import pytest
+from picture_checks import check_pictures
 from recipe_commands import FinishedCommand, run_command
 
 from experiments.recipes import RECIPES
@@ -35,3 +36,7 @@ def test_the_parent_run_holds_what_the_ledger_reads_and_the_figure(smoke: Finish
     assert (smoke.run_folder / "figures" / "gibberish.png").stat().st_size > 10_000
     with (smoke.run_folder / "curves.csv").open(newline="") as file:
         assert {row["curve"] for row in csv.DictReader(file)} == {"word_excess_nats", "recall", "inner_norm"}
+
+
+def test_the_page_of_findings_can_draw_it(smoke: FinishedCommand) -> None:
+    check_pictures(smoke.uri, "gibberish")

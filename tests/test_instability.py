@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from picture_checks import check_pictures
 from recipe_commands import FinishedCommand, run_command
 
 from experiments.harness import metric_names as names
@@ -150,3 +151,7 @@ def test_the_table_the_csv_and_the_parent_run_tell_of_every_arm(ran: FinishedCom
     assert parent.metrics["instability_linear-overflows/lost_share"] == 1.0
     assert parent.metrics["instability_linear-0.1/cured_share"] == 1.0
     assert (ran.run_folder / "figures" / "instability.png").is_file()
+
+
+def test_the_page_of_findings_can_draw_it(ran: FinishedCommand) -> None:
+    check_pictures(ran.uri, "instability")

@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from picture_checks import check_pictures
 from recipe_commands import FinishedCommand, run_command
 
 from experiments.data.tokenizer import ConversationTokenizer
@@ -233,3 +234,7 @@ def test_the_parent_run_holds_every_estimate_of_the_csv_and_the_figure_is_there(
         assert parent.metrics[f"leak_{row['arm']}/{row['what']}"] == pytest.approx(float(row["mean"]))
         assert math.isnan(float(row["low_95"])) and row["seeds"] == "1"
     assert [path.name for path in (smoke.run_folder / "figures").glob("*.png")] == ["losses.png"]
+
+
+def test_the_page_of_findings_can_draw_it(smoke: FinishedCommand) -> None:
+    check_pictures(smoke.uri, "mini-batch-leak")

@@ -7,6 +7,7 @@ import json
 import pytest
 import soundfile
 import torch
+from picture_checks import check_pictures
 from recipe_commands import FinishedCommand, run_command
 from safetensors.torch import load_file
 
@@ -83,3 +84,7 @@ def test_the_trained_difference_is_what_the_last_checkpoint_holds(smoke: Finishe
     weights = read_checkpoint(smoke.run_folder / "ttt-mlp" / "checkpoints" / "last.ckpt")["weights"]
     assert saved
     assert all(torch.equal(tensor, weights[f"model.{name}"]) for name, tensor in saved.items())
+
+
+def test_the_page_of_findings_can_draw_it(smoke: FinishedCommand) -> None:
+    check_pictures(smoke.uri, RECIPE)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from picture_checks import check_pictures
 from recipe_commands import SMOKE_SECONDS, FinishedCommand, command, environment, run_command
 from safetensors.torch import load_file
 
@@ -180,3 +181,7 @@ def test_ctrl_c_leaves_a_killed_run_that_goes_on_under_its_own_id(smoke: Finishe
     assert tracking.read_run(uri, run_id).status == "FINISHED"
     steps = [step for step, _ in tracking.read_history(uri, run_id, names.TRAIN_LOSS)]
     assert steps == list(range(1, 63))
+
+
+def test_the_page_of_findings_can_draw_it(smoke: FinishedCommand) -> None:
+    check_pictures(smoke.uri, RECIPE)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from picture_checks import check_pictures
 from recipe_commands import FinishedCommand, run_command
 
 from experiments.harness import tracking
@@ -116,3 +117,7 @@ def test_an_arm_that_is_none_is_named(tmp_path: Path) -> None:
     ran = run_command(tmp_path, RECIPE, "--arm", "ring")
     assert ran.exit_code == 2
     assert "error: kv-wraparound has no arm 'ring'; it has mechanics, attention-trained-inside" in ran.errors
+
+
+def test_the_page_of_findings_can_draw_it(smoke: FinishedCommand) -> None:
+    check_pictures(smoke.uri, RECIPE)

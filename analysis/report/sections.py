@@ -1,0 +1,111 @@
+"""What the page shows of each recipe: the question it asks, and the pictures that answer it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from analysis.pictures import by_bucket, drift, inner_weights, memory, streams, wraparound
+from analysis.pictures.drawing import Picture
+
+SUSPECTS = ("sound", "wrap", "bf16", "age", "leak", "everything")
+CURES = (
+    "reset-plain", "reset-plain-decay-at-test", "reset-plain-renormalise-at-test", "reset-plain-reset-every-T",
+    "window-only",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture of a recipe: the function that draws it from a finished run, with its options."""
+
+    draw: Callable[..., Picture]
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Section:
+    """One recipe on the page."""
+
+    recipe: str
+    question: str
+    pictures: tuple[Shown, ...]
+
+
+def _shown(draw: Callable[..., Picture], **options: Any) -> Shown:
+    return Shown(draw, options)
+
+
+_state_bytes = partial(
+    _shown, by_bucket.one_number, metric="memory/state_bytes_per_conversation", title="What one conversation holds",
+    xlabel="bytes",
+)  # fmt: skip
+
+SECTIONS = (
+    Section(
+        "llama-omni-stage1", "Llama-Omni: does TTT remember what an equally large window forgets?",
+        (_shown(by_bucket.recall_by_distance), _shown(by_bucket.loss_by_position), _state_bytes()),
+    ),
+    Section(
+        "moshi-stage1", "Moshi: does TTT remember what an equally large window forgets?",
+        (_shown(by_bucket.recall_by_distance), _shown(by_bucket.loss_by_position), _state_bytes()),
+    ),
+    Section(
+        "gibberish", "Which of four suspects turns a long stream to gibberish?",
+        (
+            _shown(streams.along_stream, curve="word_excess_nats", views=SUSPECTS),
+            _shown(streams.along_stream, curve="recall", views=SUSPECTS),
+            _shown(streams.suspects, measured="word_loss"),
+            _shown(streams.suspects, measured="recall"),
+        ),
+    ),
+    Section(
+        "kv-wraparound", "What breaks when Moshi's ring wraps, and why?",
+        (
+            _shown(wraparound.loss_around_wrap, length="inside"),
+            _shown(wraparound.loss_around_wrap, length="past"),
+            _shown(wraparound.signatures, length="inside", symptom="local loss"),
+            _shown(wraparound.recall_beyond_ring, length="past"),
+        ),
+    ),
+    Section(
+        "endless-stream", "Does a TTT state that is never reset hold?",
+        (
+            _shown(streams.along_stream, curve="recall", views=CURES),
+            _shown(streams.along_stream, curve="inner_norm", views=CURES),
+            _shown(streams.cures),
+        ),
+    ),
+    Section(
+        "rope-reset", "Must positions restart with every mini-batch?",
+        (
+            _shown(streams.along_stream, curve="word_loss_nats"),
+            _shown(streams.along_stream, curve="recall"),
+        ),
+    ),
+    Section(
+        "mini-batch-leak", "Does a model that was trained reading ahead decode?",
+        (_shown(streams.decoding_gap),),
+    ),
+    Section(
+        "bf16-drift", "Does rounding of the TTT state ever cost a word?",
+        (
+            _shown(drift.drift_by_updates, measure="state_error"),
+            _shown(drift.growth_exponents),
+            _shown(drift.word_loss_by_position),
+        ),
+    ),
+    Section(
+        "instability", "What does the monitor show when a step size is too large?",
+        (
+            _shown(inner_weights.inner_weights, statistic="W1_max"),
+            _shown(inner_weights.inner_weights, statistic="inner_loss"),
+        ),
+    ),
+    Section(
+        "memory", "What does one conversation hold in memory?",
+        (_shown(memory.memory_bars, backbone="llama-omni"), _shown(memory.memory_bars, backbone="moshi")),
+    ),
+)  # fmt: skip
