@@ -196,7 +196,10 @@ def test_an_interval_with_an_unknown_end_has_no_strip() -> None:
 
 
 def test_every_recipe_of_the_repository_has_its_section() -> None:
-    written = {path.stem.replace("_", "-") for path in Path("experiments/recipes").glob("[a-z]*.py")}
+    written = {
+        path.stem.replace("_", "-")
+        for path in (Path(__file__).parents[1] / "experiments" / "recipes").glob("[a-z]*.py")
+    }
     shown = [section.recipe for section in SECTIONS]
     assert set(shown) == written and len(shown) == len(set(shown))
 

@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter
 
 from analysis.tables import Table
 
-WIDTH_INCHES, HEIGHT_INCHES = 5.2, 3.9
+WIDTH_INCHES, HEIGHT_INCHES = 4.6, 3.6
 """Shown 390 pixels wide, the letters of such a figure are still about 10 pixels high."""
 LEGEND_ROW_INCHES, BAR_ROW_INCHES = 0.21, 0.3
 RESOLUTION_DOTS_PER_INCH = 144
