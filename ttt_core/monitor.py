@@ -150,11 +150,12 @@ class TTTMonitor:
     def _raise_alarms(self, name: str, row: Row, history: list[Row]) -> list[Alarm]:
         step = int(row["step"] or 0)
         found: list[Alarm] = []
+        place = "step" if self.watches == "training" else "position"
 
         def alarm(kind: str, message: str, is_fatal: bool = False) -> None:
             raised_before = any(old.kind == kind and old.layer == name for old in self.alarms)
             if is_fatal or not raised_before:
-                found.append(Alarm(step, name, kind, f"layer {name}, step {step}: {message}", is_fatal))
+                found.append(Alarm(step, name, kind, f"layer {name}, {place} {step}: {message}", is_fatal))
 
         numbers = [value for value in row.values() if isinstance(value, float)]
         if not all(math.isfinite(value) for value in numbers):
