@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import torch
 
 if TYPE_CHECKING:
     from moshi.models.lm import LMModel
@@ -16,6 +19,11 @@ if TYPE_CHECKING:
     from backbones.llama_omni import LlamaOmni
     from ttt_core import TTTConfig
     from ttt_core.mounting import MountMode
+
+# Moshi reads this when its modules are first imported, by whomever: it would compile rotations and norms, tens of
+# seconds on a CPU, and a process that ran what another had compiled has crashed.
+if not torch.cuda.is_available():
+    os.environ.setdefault("NO_TORCH_COMPILE", "1")
 
 __all__ = ["MoshiHost", "load_backbone"]
 

@@ -13,6 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+import backbones  # noqa: F401  # settles how moshi is imported, before any test imports it
+
 if TYPE_CHECKING:
     from analysis_stores import Checkout
 

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -178,3 +179,14 @@ def test_a_warning_from_our_own_module_is_an_error(module: str) -> None:
 def test_a_warning_from_a_third_party_is_none() -> None:
     with pytest.warns(UserWarning, match="theirs"):
         warnings.warn_explicit("theirs", UserWarning, filename="theirs.py", lineno=1, module="torch.nn.modules")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU moshi may compile")
+@pytest.mark.parametrize("module", ["experiments.fact_streams.mounted_models", "experiments.recipes"])
+def test_moshi_compiles_nothing_on_a_cpu_whichever_module_imports_it_first(module: str) -> None:
+    asks = f"import {module}; from moshi.modules import transformer as t; print(hasattr(t._rms_norm, '__wrapped__'))"
+    environment = {name: value for name, value in os.environ.items() if name != "NO_TORCH_COMPILE"}
+    ran = subprocess.run(
+        [sys.executable, "-c", asks], env=environment, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip() == "False"

@@ -3,16 +3,9 @@
 
 from __future__ import annotations
 
-import os
 from importlib import metadata
 
-import torch
-
 SUPPORTED_VERSION = "0.2.13"
-
-# Must come before moshi is first imported: it would compile rotations and norms, tens of seconds on a CPU.
-if not torch.cuda.is_available():
-    os.environ.setdefault("NO_TORCH_COMPILE", "1")
 
 try:
     import moshi  # noqa: F401
