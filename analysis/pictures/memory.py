@@ -28,7 +28,7 @@ def memory_bars(found: FinishedRun, backbone: str) -> Picture:
     rows = table[table["backbone"] == backbone]
     if rows.empty:
         raise NothingToShowError(
-            f"{found.caption} has no backbone {backbone}; it has {', '.join(set(table['backbone']))}"
+            f"{found.caption} has no backbone {backbone}; it has {', '.join(dict.fromkeys(table['backbone']))}"
         )
     rows = rows.sort_values("gigabytes")
     figure, axes = panel("GB (10^9 bytes) after one hour of speech", "", rows_height(len(rows)))

@@ -41,7 +41,7 @@ def along_stream(found: FinishedRun, curve: str, views: Sequence[str] | None = N
     rows = table[table["curve"] == curve].dropna(subset=["value"])
     if rows.empty:
         raise NothingToShowError(
-            f"curves.csv of {found.caption} has no {curve}; it has {', '.join(set(table['curve']))}"
+            f"curves.csv of {found.caption} has no {curve}; it has {', '.join(dict.fromkeys(table['curve']))}"
         )
     means = over_seeds(chosen(rows, "view", views), ["view", "first_position", "end_position"])
     means["middle"] = middle(means, "first_position", "end_position")
