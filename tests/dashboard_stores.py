@@ -28,6 +28,13 @@ RECIPES = tuple(
     for path in sorted((Path(__file__).parents[1] / "experiments" / "recipes").glob("*.py"))
     if not path.stem.startswith("_")
 )
+ASSISTANT_STAYS_CLOSED = """
+if (location.protocol.startsWith('http')) {
+    localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');
+    localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');
+}
+"""
+"""MLflow opens a panel over a third of the page when it is first visited."""
 ARMS, SEEDS = ("ttt", "window"), (0, 1)
 BUCKETS = ("00000_00064", "00064_00256")
 CHROMIUM = next(
@@ -43,6 +50,10 @@ def metrics_of(view: View) -> dict[str, list[int]]:
             for filled in dict.fromkeys(pattern.replace("*", bucket) for bucket in BUCKETS):
                 found[filled] = [0, 10, 20] if chart.kind == "line" else [0]
     return found
+
+
+def own_view(recipe: str) -> View:
+    return next(view for view in VIEWS if view.recipes == (recipe,))
 
 
 def log_arms(
@@ -71,8 +82,7 @@ def log_arms(
 
 def log_every_recipe(client: MlflowClient) -> dict[str, str]:
     """Runs of every recipe, with every metric that its view shows. {recipe: experiment id}."""
-    shown = {recipe: next(view for view in VIEWS if view.recipes == (recipe,)) for recipe in RECIPES}
-    return {recipe: log_arms(client, recipe, metrics_of(view)) for recipe, view in shown.items()}
+    return {recipe: log_arms(client, recipe, metrics_of(own_view(recipe))) for recipe in RECIPES}
 
 
 class Page:
@@ -136,6 +146,8 @@ def chromium_page(profile: Path, width: int = 1500, height: int = 6000) -> Itera
             page.call(
                 "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
             )
+            page.call("Page.enable")
+            page.call("Page.addScriptToEvaluateOnNewDocument", source=ASSISTANT_STAYS_CLOSED)
             yield page
         finally:
             socket.close()

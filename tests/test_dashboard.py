@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 import socket
@@ -13,11 +14,11 @@ from typing import Any
 
 import mlflow
 import pytest
-from dashboard_stores import ARMS, RECIPES, log_arms, log_every_recipe, metrics_of
+from dashboard_stores import ARMS, RECIPES, log_arms, log_every_recipe, metrics_of, own_view
 
 from analysis.__main__ import main
-from analysis.dashboard.layout import View, bar, section
-from analysis.dashboard.page_state import MLFLOW_SEEN, VIEW_TAG, link
+from analysis.dashboard.layout import View, bars, section
+from analysis.dashboard.page_state import MLFLOW_SEEN, VIEW_TAG, link, opened
 from analysis.dashboard.saving import LeftOut, SavedView, largest_scale, save_views
 from analysis.dashboard.server import ServerError, check_port, mlflow_server, version_of
 from analysis.dashboard.views import MEMORY, VIEWS
@@ -29,7 +30,7 @@ TOY = View(
     key="toy",
     title="A toy",
     recipes=("memory",),
-    sections=(section("What is far is forgotten", bar("recall", "recall/*")), section("Nothing here", bar("x", "x/*"))),
+    sections=(section("What is far is forgotten", bars("recall/*")), section("Nothing here", bars("x/*"))),
     columns=("recall/far",),
 )
 ACROSS = next(view for view in VIEWS if view.key == "across-backbones")
@@ -46,7 +47,11 @@ def tag(store: Store, experiment_id: str, view: View = TOY) -> str:
 
 
 def state(store: Store, experiment_id: str, view: View = TOY) -> dict[str, Any]:
-    return json.loads(json.loads(tag(store, experiment_id, view))["state"])
+    return opened(tag(store, experiment_id, view))[1]
+
+
+def shown_metrics(page: dict[str, Any]) -> list[str]:
+    return [name for chart in page["compareRunCharts"] for name in chart["selectedMetricKeys"]]
 
 
 def saved(store: Store, view: View = TOY) -> SavedView:
@@ -78,14 +83,14 @@ def test_a_view_shows_what_was_logged_under_its_sentences(store: Store) -> None:
     found = saved(store)
     assert (found.experiment_ids, found.scale, found.outcome) == ((at,), "cpu", "written")
     page = state(store, at)
-    (chart,) = page["compareRunCharts"]
-    assert chart["selectedMetricKeys"] == ["recall/far", "recall/near"] and chart["metricKey"] == "recall/far"
-    assert chart["type"] == "BAR" and chart["displayName"] == "recall"
+    charts = page["compareRunCharts"]
+    assert shown_metrics(page) == ["recall/far", "recall/near"]
+    assert {chart["type"] for chart in charts} == {"BAR"}
     shown, *others = page["compareRunSections"]
     assert (shown["name"], shown["display"], shown["uuid"]) == (
         "What is far is forgotten",
         True,
-        chart["metricSectionId"],
+        charts[0]["metricSectionId"],
     )
     assert [each["name"] for each in others] == ["recall", "train", "Model metrics", "System metrics"]
     assert not any(each["display"] for each in others)
@@ -100,7 +105,7 @@ def test_the_filter_of_a_view_finds_the_arms_of_one_scale_alone(store: Store) ->
     log_arms(store.client, "memory", {"recall/adhoc": [0]}, scale="gpu", adhoc="true")
     assert saved(store).scale == "cpu"
     page = state(store, at)
-    assert page["compareRunCharts"][0]["selectedMetricKeys"] == ["recall/far"]
+    assert shown_metrics(page) == ["recall/far"]
     found = store.client.search_runs([at], page["searchFilter"])
     assert len(found) == 4
     assert {(run.data.tags["role"], run.data.tags["scale"], run.data.tags["adhoc"]) for run in found} == {
@@ -130,7 +135,7 @@ def test_a_view_that_is_still_ours_is_renewed_and_keeps_its_date(store: Store) -
     assert saved(store).outcome == "unchanged" and tag(store, at) == before
     log_arms(store.client, "memory", {"recall/near": [0]})
     assert saved(store).outcome == "renewed"
-    assert state(store, at)["compareRunCharts"][0]["selectedMetricKeys"] == ["recall/far", "recall/near"]
+    assert shown_metrics(state(store, at)) == ["recall/far", "recall/near"]
     assert json.loads(tag(store, at))["createdAt"] == json.loads(before)["createdAt"]
 
 
@@ -171,12 +176,17 @@ def test_a_view_without_runs_or_metrics_is_left_out_and_says_why(store: Store) -
     assert isinstance(found, LeftOut) and "none of its metrics was logged" in found.reason
 
 
-def test_a_view_that_mlflow_would_not_keep_is_left_out_and_says_why(store: Store) -> None:
-    log_arms(store.client, "memory", {f"recall/{'far' * 40}_{number}": [0] for number in range(200)}, seeds=(0,))
+def test_a_view_too_long_for_a_tag_is_compressed_and_one_longer_still_is_left_out(store: Store) -> None:
+    names = {f"recall/{number:064d}": [0] for number in range(300)}
+    at = log_arms(store.client, "memory", names, seeds=(0,))
+    assert saved(store).outcome == "written"
+    assert shown_metrics(state(store, at)) == sorted(names)
+    assert json.loads(tag(store, at))["state"].startswith("deflate;") and len(tag(store, at)) <= 20_000
+    assert saved(store).outcome == "unchanged"
+    log_arms(store.client, "memory", {f"recall/{random.Random(each).randbytes(90).hex()}": [0] for each in range(200)})
     (found,) = save_views(store, [TOY])
-    assert isinstance(found, LeftOut) and re.search(
-        r"takes \d\d,\d\d\d characters and MLflow keeps 20,000", found.reason
-    )
+    assert isinstance(found, LeftOut)
+    assert re.search(r"takes \d\d,\d{3} characters and MLflow keeps 20,000", found.reason)
 
 
 def test_a_view_of_several_recipes_is_kept_at_each_and_groups_by_recipe(store: Store) -> None:
@@ -187,7 +197,8 @@ def test_a_view_of_several_recipes_is_kept_at_each_and_groups_by_recipe(store: S
     page = state(store, one, ACROSS)
     assert tag(store, one, ACROSS) == tag(store, other, ACROSS)
     assert page["groupBy"]["groupByKeys"][1] == {"mode": "param", "groupByData": "recipe"}
-    assert len(page["compareRunCharts"][0]["selectedMetricKeys"]) == 2
+    assert shown_metrics(page) == ["loss_by_position/00000_00064", "loss_by_position/00064_00256"]
+    assert f"tag.arm.{ARMS[0]},param.recipe.moshi-stage1" in page["groupsExpanded"]
     assert link("http://here", ACROSS, found.experiment_ids) == (
         f"http://here/?workflowType=machine_learning#/compare-experiments/s?experiments=%5B%22{one}%22%2C%22{other}%22%5D"
         "&viewStateShareKey=across-backbones&compareRunsMode=CHART"
@@ -224,7 +235,9 @@ def test_every_view_fits_and_the_installed_page_knows_its_fields(store: Store) -
             assert re.search(rf"\b{field}\b", page), field
         sentences = [entry["name"] for entry in sections if entry["display"]]
         assert sentences == [entry.sentence for entry in each.view.sections]
-        assert len(charts) == sum(len(entry.charts) for entry in each.view.sections)
+        logged = {name for recipe in filter(each.view.shows, RECIPES) for name in metrics_of(own_view(recipe))}
+        expected = [names for entry in each.view.sections for chart in entry.charts for names in chart.shown(logged)]
+        assert [tuple(entry["selectedMetricKeys"]) for entry in charts] == expected
         ids = [entry["uuid"] for entry in (*charts, *sections)]
         assert len(set(ids)) == len(ids) and {entry["metricSectionId"] for entry in charts} <= set(ids)
     assert f'"{VIEW_TAG}"' in page

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dashboard_stores import ARMS, CHROMIUM, Page, chromium_page, log_every_recipe
+from dashboard_stores import ARMS, CHROMIUM, Page, chromium_page, log_arms, log_every_recipe, metrics_of
 from test_dashboard import free_port
 
-from analysis.dashboard.page_state import link
+from analysis.dashboard.layout import View, bars, section
+from analysis.dashboard.page_state import VIEW_TAG, link
 from analysis.dashboard.saving import SavedView, save_views
 from analysis.dashboard.server import mlflow_server
 from analysis.dashboard.views import VIEWS
@@ -27,6 +28,13 @@ pytestmark = [
 SHOWS_WITHIN_S = 120
 OPENED = tuple(view for view in VIEWS if view.key not in ("llama-omni-stages", "moshi-stages"))
 """All but the comparisons of stages: they take a second stage, and the recipes have one each so far."""
+LONG = View(
+    key="long",
+    title="Long",
+    recipes=("long",),
+    sections=(section("Too long for plain text", bars("long/*")),),
+    columns=(),
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +43,8 @@ def address(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iter
     shutil.copy(empty_store, folder / "mlflow.db")
     store = open_store(f"sqlite:///{folder / 'mlflow.db'}")
     log_every_recipe(store.client)
-    saved = {each.view.key: each for each in save_views(store, VIEWS) if isinstance(each, SavedView)}
+    log_arms(store.client, "long", {f"long/{number:064d}": [0] for number in range(120)}, seeds=(0,))
+    saved = {each.view.key: each for each in save_views(store, [*VIEWS, LONG]) if isinstance(each, SavedView)}
     with mlflow_server(store.uri, folder / "artifacts", free_port()) as base:
         yield base, saved
 
@@ -54,7 +63,8 @@ def test_a_view_opens_and_shows_its_sentences_and_charts(
     found = saved[key]
     page.open(link(base, found.view, found.experiment_ids))
     sentences = [section.sentence for section in found.view.sections]
-    titles = [chart.title for section in found.view.sections for chart in section.charts]
+    charts = [chart for section in found.view.sections for chart in section.charts]
+    titles = [" vs ".join(names) for chart in charts for names in chart.shown(metrics_of(found.view))]
     everything = json.dumps([*sentences, *titles])
     page.wait_for(
         f"document.body && {everything}.every(each => document.body.innerText.includes(each))",
@@ -66,3 +76,15 @@ def test_a_view_opens_and_shows_its_sentences_and_charts(
     text = page.text()
     assert all(arm in text for arm in ARMS)
     assert "Error loading" not in text
+
+
+def test_a_compressed_view_opens_as_well(address: tuple[str, dict[str, SavedView]], page: Page) -> None:
+    base, saved = address
+    (experiment_id,) = saved[LONG.key].experiment_ids
+    tags = open_store(base).client.get_experiment(experiment_id).tags
+    assert json.loads(tags[VIEW_TAG + LONG.key])["state"].startswith("deflate;")
+    page.open(link(base, LONG, [experiment_id]))
+    page.wait_for(
+        f"document.body && document.body.innerText.includes({json.dumps(LONG.sections[0].sentence)})",
+        SHOWS_WITHIN_S, "the sentence",
+    )  # fmt: skip

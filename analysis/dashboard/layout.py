@@ -12,19 +12,20 @@ ChartKind = Literal["bar", "line"]
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """One chart. metrics: names or patterns (`recall_by_distance/*`), in the order shown.
+    """Charts of a kind, one for each metric. metrics: names or patterns (`recall_by_distance/*`), in the order shown.
 
-    kind: "line" over the steps that a metric was logged at, "bar" of its last value.
+    kind: "line" over the steps that a metric was logged at, "bar" of its last value; both coloured by arm.
+    together: all of them as one chart. MLflow heads a chart by its metrics' names, and nothing else.
     """
 
-    title: str
     kind: ChartKind
     metrics: tuple[str, ...]
+    together: bool = False
 
-    def shown(self, logged: Iterable[str]) -> tuple[str, ...]:
-        """The logged metrics that match, in the order of the patterns and then by name; each once."""
-        names = sorted(logged)
-        return tuple(dict.fromkeys(name for each in self.metrics for name in names if fnmatchcase(name, each)))
+    def shown(self, logged: Iterable[str]) -> list[tuple[str, ...]]:
+        """The metrics of each chart."""
+        names = matching(self.metrics, logged)
+        return [names] if self.together and names else [(name,) for name in names]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +53,22 @@ class View:
         return any(fnmatchcase(recipe, each) for each in self.recipes)
 
 
-def bar(title: str, *metrics: str) -> Chart:
-    return Chart(title=title, kind="bar", metrics=metrics)
+def matching(patterns: Iterable[str], logged: Iterable[str]) -> tuple[str, ...]:
+    """The logged metrics that match, in the order of the patterns and then by name; each once."""
+    names = sorted(logged)
+    return tuple(dict.fromkeys(name for each in patterns for name in names if fnmatchcase(name, each)))
 
 
-def line(title: str, *metrics: str) -> Chart:
-    return Chart(title=title, kind="line", metrics=metrics)
+def bars(*metrics: str) -> Chart:
+    return Chart(kind="bar", metrics=metrics)
+
+
+def lines(*metrics: str) -> Chart:
+    return Chart(kind="line", metrics=metrics)
+
+
+def lines_together(*metrics: str) -> Chart:
+    return Chart(kind="line", metrics=metrics, together=True)
 
 
 def section(sentence: str, *charts: Chart) -> Section:

@@ -6,7 +6,9 @@ state as JSON text. What the page finds missing it fills with its defaults; char
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +16,12 @@ from urllib.parse import quote
 
 from mlflow.utils.validation import MAX_EXPERIMENT_TAG_VAL_LENGTH
 
-from analysis.dashboard.layout import Chart, View
+from analysis.dashboard.layout import Chart, View, matching
 
 MLFLOW_SEEN = "3.17"
 """The release whose page this was read off, and that the tests open."""
 VIEW_TAG = "mlflow.sharedViewState."
-MOST_BARS = 100
+MOST_GROUPS = 100
 """Groups in one chart; the page shows ten unless told otherwise."""
 PAGE = "/?workflowType=machine_learning#"
 LINE_DEFAULTS: Mapping[str, Any] = {
@@ -27,6 +29,8 @@ LINE_DEFAULTS: Mapping[str, Any] = {
     "selectedXAxisMetricKey": "", "yAxisKey": "metric", "yAxisExpressions": [], "ignoreOutliers": False,
     "useGlobalXaxisKey": True, "useGlobalLineSmoothing": True,
 }  # fmt: skip
+COMPRESSED = "deflate;"
+"""What a compressed state begins with: base64 of zlib's stream follows."""
 
 
 class ViewError(ValueError):
@@ -35,10 +39,10 @@ class ViewError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Logged:
-    """What is logged of the runs that a view shows: names of their metrics, and their arms."""
+    """What is logged of the runs that a view shows: names of their metrics, and (arm, recipe) of each."""
 
     metrics: frozenset[str]
-    arms: frozenset[str]
+    arms: frozenset[tuple[str, str]]
 
 
 def page_state(view: View, logged: Logged, scale: str, *, several_recipes: bool) -> dict[str, Any]:
@@ -55,17 +59,14 @@ def page_state(view: View, logged: Logged, scale: str, *, several_recipes: bool)
     keys = [{"mode": "tag", "groupByData": "arm"}]
     if several_recipes:
         keys.append({"mode": "param", "groupByData": "recipe"})
-    columns = [
-        name for each in view.columns for name in Chart(title="", kind="bar", metrics=(each,)).shown(logged.metrics)
-    ]
     return {
         "searchFilter": f"tags.role = 'arm' and tags.adhoc = 'false' and tags.scale = '{scale}'",
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,
         "selectedColumns": [f"tags.`{each}`" for each in ("arm", "seed", "git_commit")]
-        + [f"metrics.`{each}`" for each in dict.fromkeys(columns)],
+        + [f"metrics.`{each}`" for each in matching(view.columns, logged.metrics)],
         "groupBy": {"aggregateFunction": "average", "groupByKeys": keys},
-        "groupsExpanded": {} if several_recipes else {f"tag.arm.{arm}": False for arm in sorted(logged.arms)},
+        "groupsExpanded": {_group(keys, *each): False for each in sorted(logged.arms)},
         "useGroupedValuesInCharts": True,
         "runsHiddenMode": "SHOW_ALL",
         "hideEmptyCharts": True,
@@ -75,42 +76,34 @@ def page_state(view: View, logged: Logged, scale: str, *, several_recipes: bool)
     }  # fmt: skip
 
 
+def _group(keys: Sequence[Mapping[str, str]], *values: str) -> str:
+    return ",".join(f"{key['mode']}.{key['groupByData']}.{value}" for key, value in zip(keys, values, strict=False))
+
+
 def _charts_and_sections(view: View, metrics: Iterable[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     charts: list[dict[str, Any]] = []
     sections: list[dict[str, Any]] = []
     for number, section in enumerate(view.sections):
         section_id = f"{view.key}-{number}"
-        found = [
-            _chart(chart, chart.shown(metrics), f"{section_id}-{place}", section_id)
-            for place, chart in enumerate(section.charts)
-            if chart.shown(metrics)
+        shown = [(chart, names) for chart in section.charts for names in chart.shown(metrics)]
+        charts += [
+            _chart(chart, names, f"{section_id}-{place}", section_id) for place, (chart, names) in enumerate(shown)
         ]
-        if found:
-            charts += found
+        if shown:
             sections.append(_section(section_id, section.sentence, is_open=True))
     return charts, sections
 
 
-def _chart(chart: Chart, shown: Sequence[str], chart_id: str, section_id: str) -> dict[str, Any]:
-    common = {
-        "uuid": chart_id,
-        "type": chart.kind.upper(),
-        "runsCountToCompare": MOST_BARS,
-        "metricSectionId": section_id,
-        "deleted": False,
-        "isGenerated": False,
-        "displayName": chart.title,
-        "metricKey": shown[0],
-        "selectedMetricKeys": list(shown),
-    }
-    return common | (dict(LINE_DEFAULTS) if chart.kind == "line" else {})
+def _chart(chart: Chart, metrics: Sequence[str], chart_id: str, section_id: str) -> dict[str, Any]:
+    of_both = {
+        "uuid": chart_id, "type": chart.kind.upper(), "metricSectionId": section_id, "runsCountToCompare": MOST_GROUPS,
+        "metricKey": metrics[0], "selectedMetricKeys": list(metrics),
+    }  # fmt: skip
+    return {**of_both, **LINE_DEFAULTS} if chart.kind == "line" else of_both
 
 
 def _section(section_id: str, name: str, *, is_open: bool) -> dict[str, Any]:
-    return {
-        "uuid": section_id, "name": name, "display": is_open, "isReordered": True, "deleted": False,
-        "isGenerated": False,
-    }  # fmt: skip
+    return {"uuid": section_id, "name": name, "display": is_open, "isReordered": True}
 
 
 def _closed_sections(metrics: Iterable[str]) -> list[dict[str, Any]]:
@@ -121,31 +114,31 @@ def _closed_sections(metrics: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def envelope(view: View, state: Mapping[str, Any], created_ms: int, updated_ms: int) -> str:
-    """The tag's value.
+    """The tag's value; the state is compressed, as MLflow does it, where plain text would be longer than a tag.
 
     Raises:
-        ViewError: it is longer than MLflow takes.
+        ViewError: it is longer than MLflow takes all the same.
     """
-    text = json.dumps(
-        {
-            "name": view.title,
-            "createdAt": created_ms,
-            "updatedAt": updated_ms,
-            "state": json.dumps(state, separators=(",", ":")),
-        }
-    )
-    if len(text) > MAX_EXPERIMENT_TAG_VAL_LENGTH:
+    plain = json.dumps(state, separators=(",", ":"))
+    compressed = COMPRESSED + base64.b64encode(zlib.compress(plain.encode(), 9)).decode()
+    times = {"createdAt": created_ms, "updatedAt": updated_ms}
+    texts = [json.dumps({"name": view.title, **times, "state": each}) for each in (plain, compressed)]
+    fitting = [text for text in texts if len(text) <= MAX_EXPERIMENT_TAG_VAL_LENGTH]
+    if not fitting:
         raise ViewError(
-            f"the view {view.key!r} takes {len(text):,} characters and MLflow keeps {MAX_EXPERIMENT_TAG_VAL_LENGTH:,}; "
-            "give its charts fewer metrics (analysis/dashboard/views.py)"
+            f"the view {view.key!r} takes {len(texts[1]):,} characters and MLflow keeps "
+            f"{MAX_EXPERIMENT_TAG_VAL_LENGTH:,}; give it fewer metrics (analysis/dashboard/views.py)"
         )
-    return text
+    return fitting[0]
 
 
 def opened(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """(envelope, state) of a tag's value that was written here."""
     outer = json.loads(text)
-    return outer, json.loads(outer["state"])
+    state = outer["state"]
+    if state.startswith(COMPRESSED):
+        state = zlib.decompress(base64.b64decode(state.removeprefix(COMPRESSED))).decode()
+    return outer, json.loads(state)
 
 
 def link(base: str, view: View, experiment_ids: Sequence[str]) -> str:

@@ -67,7 +67,8 @@ def _save(store: Store, view: View, ids: dict[str, str], runs: dict[str, list[Lo
         )
     every = [run for of_recipe in shown.values() for run in of_recipe]
     logged = Logged(
-        metrics=frozenset(name for run in every for name in run.metrics), arms=frozenset(run.arm for run in every)
+        metrics=frozenset(name for run in every for name in run.metrics),
+        arms=frozenset((run.arm, run.experiment) for run in every),
     )
     kept_at = tuple(ids[name] for name in shown)
     try:

@@ -2,63 +2,47 @@
 
 from __future__ import annotations
 
-from analysis.dashboard.layout import Section, View, bar, line, section
+from analysis.dashboard.layout import Section, View, bars, lines, lines_together, section
 
-LOSS_BY_POSITION = bar("loss by position, nats", "loss_by_position/*")
-EXCESS_LOSS = bar("loss above the grammar's own by position, nats", "excess_loss_by_position/*")
-NEAR_RECALL = bar("recall of near facts by position", "near_recall_by_position/*")
-RECALL = bar("recall by distance to the fact, positions", "recall_by_distance/*")
-STATE_BYTES = bar("bytes that a conversation holds", "memory/state_bytes_per_conversation")
-STATE_GROWTH = bar(
-    "fixed bytes, and bytes a position adds", "memory/state_bytes_fixed", "memory/state_bytes_per_position"
-)
-SPEED = bar("positions per second", "speed/positions_per_second")
-PEAK = bar("peak memory, bytes", "memory/peak_bytes")
+LOSS_BY_POSITION = bars("loss_by_position/*")
+EXCESS_LOSS = bars("excess_loss_by_position/*")
+NEAR_RECALL = bars("near_recall_by_position/*")
+RECALL = bars("recall_by_distance/*")
+SPEED_AND_PEAK = bars("speed/positions_per_second", "memory/peak_bytes")
+STATE_BYTES = bars("memory/state_bytes_per_conversation", "memory/state_bytes_fixed", "memory/state_bytes_per_position")
 TRAINING = section(
     "How every arm learned",
-    line("training loss", "train/loss"),
-    line("held-out loss", "validation/loss"),
-    line("held-out loss of words, nats", "validation/word_loss_nats"),
-    line("gradient norm", "train/gradient_norm"),
+    lines("train/loss", "validation/loss", "validation/word_loss_nats", "train/gradient_norm"),
 )
-COSTS = section("What every arm costs in memory and time", STATE_BYTES, STATE_GROWTH, SPEED, PEAK)
+COSTS = section("What every arm costs", STATE_BYTES, SPEED_AND_PEAK)
 INNER_STATE = section(
-    "What becomes of the fast weights along the stream",
-    line("norm of the inner weights by position", "stream/inner_norm"),
-    line("effective step by position", "stream/effective_step"),
-    line("largest inner weight by position", "stream/largest_weight"),
+    "What becomes of the fast weights",
+    lines("stream/inner_norm", "stream/effective_step", "stream/largest_weight"),
 )
 
 SPOKEN: tuple[Section, ...] = (
     section(
-        "How well every arm predicts held-out conversations, by position and by second",
+        "How well every arm predicts held-out conversations",
         LOSS_BY_POSITION,
-        bar("loss by time, nats by seconds", "loss_by_time_seconds/*"),
-        line("held-out loss of text, nats per token", "validation/text_loss_nats_per_token"),
-        line("held-out loss of speech, nats per unit", "validation/ctc_loss_*", "validation/audio_loss_*"),
+        bars("loss_by_time_seconds/*"),
+        lines("validation/text_loss_nats_per_token", "validation/ctc_loss_*", "validation/audio_loss_*"),
     ),
     section(
-        "What is recalled, by the distance to where it was said",
+        "What is recalled, by distance",
         RECALL,
-        bar("recall by distance, seconds", "recall_by_distance_seconds/*"),
-        bar("loss of fact values by distance, nats", "fact_value_loss_by_distance/*"),
-        bar("recall at all distances, and by guessing", "recall/all_distances", "recall/chance"),
+        bars("recall_by_distance_seconds/*", "fact_value_loss_by_distance/*", "recall/all_distances", "recall/chance"),
     ),
     COSTS,
-    section(
-        "How every arm learned", line("training loss", "train/loss"), line("gradient norm", "train/gradient_norm"),
-        line("learning rate", "train/learning_rate"),
-    ),
-)  # fmt: skip
+    section("How every arm learned", lines("train/loss", "train/gradient_norm", "train/learning_rate")),
+)
 SPOKEN_COLUMNS = ("validation/loss", "recall/all_distances", "speed/positions_per_second", "memory/peak_bytes")
 
 ENDLESS: tuple[Section, ...] = (
     section(
-        "What an old state recalls and predicts, against a young one",
-        bar("recall, young and old", "endless/recall_*"),
-        bar("loss of words, young and old, nats", "endless/word_loss_*"),
+        "What an old state knows, and a young one",
+        bars("endless/recall_*", "endless/word_loss_*"),
     ),
-    section("How loss and recall go on along the stream", EXCESS_LOSS, LOSS_BY_POSITION, NEAR_RECALL, RECALL),
+    section("How loss and recall go on", EXCESS_LOSS, LOSS_BY_POSITION, NEAR_RECALL, RECALL),
     INNER_STATE,
     COSTS,
     TRAINING,
@@ -70,18 +54,20 @@ KV_WRAPAROUND = View(
     title="When Moshi's ring wraps",
     recipes=("kv-wraparound",),
     sections=(
-        section("What happens to loss and near recall behind the wrap", EXCESS_LOSS, LOSS_BY_POSITION, NEAR_RECALL),
+        section("What happens behind the wrap", EXCESS_LOSS, LOSS_BY_POSITION, NEAR_RECALL),
         section(
-            "How it sets in where the ring wraps first",
-            bar("loss above the grammar's own by position, nats", "onset_excess_loss_by_position/*"),
-            bar("recall of near facts by position", "onset_near_recall_by_position/*"),
+            "How it begins at the first wrap",
+            bars("onset_excess_loss_by_position/*", "onset_near_recall_by_position/*"),
         ),
-        section("What lies beyond the window is recalled, or it is not", RECALL),
+        section("What is recalled, by distance", RECALL),
         section(
-            "What the package's own ring does, without training",
-            bar("capacity of the ring, steps", "ring/capacity_steps", "ring/first_overwriting_step"),
-            bar("streamed against windowed, largest difference", "streamed/max_difference*"),
-            bar("largest change of an earlier output", "causality/largest_change_of_earlier_outputs"),
+            "What the package's own ring does",
+            bars(
+                "ring/capacity_steps",
+                "ring/first_overwriting_step",
+                "streamed/max_difference*",
+                "causality/largest_change_of_earlier_outputs",
+            ),
         ),
         COSTS,
         TRAINING,
@@ -95,23 +81,24 @@ BF16_DRIFT = View(
     recipes=("bf16-drift",),
     sections=(
         section(
-            "How far a rounded state goes from its reference along the stream",
-            line("error of the state by updates", "state_error_by_updates/*"),
-            line("error of the output by updates", "output_error_by_updates/*"),
-            line("share of updates lost to rounding, by updates", "lost_share_of_updates_by_updates/*"),
-            line("gap of the inner loss by updates", "inner_loss_gap_by_updates/*"),
+            "How a rounded state leaves its reference",
+            lines_together("state_error_by_updates/*"),
+            lines_together("output_error_by_updates/*"),
+            lines_together("lost_share_of_updates_by_updates/*"),
+            lines_together("inner_loss_gap_by_updates/*"),
         ),
         section(
-            "Where it stands at the end, by treatment",
-            bar("error of the state, speech", "state_error_at_the_end_speech_lr1/*"),
-            bar("error of the output, speech", "output_error_at_the_end_speech_lr1/*"),
-            bar("share of updates lost, speech", "lost_share_of_updates_at_the_end_speech_lr1/*"),
+            "Where it stands at the end",
+            bars(
+                "state_error_at_the_end_speech_lr1/*",
+                "output_error_at_the_end_speech_lr1/*",
+                "lost_share_of_updates_at_the_end_speech_lr1/*",
+            ),
         ),
-        section("Whether a trained model breaks by it", EXCESS_LOSS, LOSS_BY_POSITION, NEAR_RECALL, RECALL),
+        section("Whether a trained model breaks", EXCESS_LOSS, LOSS_BY_POSITION, NEAR_RECALL, RECALL),
         section(
             "What every treatment costs",
-            bar("bytes of state a stream", "memory/state_bytes_per_stream/*"),
-            bar("seconds an update", "speed/seconds_per_update/*"),
+            bars("memory/state_bytes_per_stream/*", "speed/seconds_per_update/*"),
         ),
         TRAINING,
     ),
@@ -140,17 +127,13 @@ INSTABILITY = View(
     recipes=("instability",),
     sections=(
         section(
-            "Which arms diverge, and when an alarm says so first",
-            bar("share of runs that diverged", "instability/diverged"),
-            bar("step of divergence", "instability/diverged_step"),
-            bar("first step of an alarm, by kind", "instability/alarm_step_*"),
+            "Which arms diverge, and what warns first",
+            bars("instability/diverged", "instability/diverged_step", "instability/alarm_step_*"),
         ),
         section(
-            "What the fast weights did in training",
-            bar("largest |W1|", "instability/largest_W1"),
-            bar("inner loss, last fifth over first", "instability/inner_loss_last_fifth_over_first_fifth"),
-            line("largest |W1| by step", "ttt/*/W1_max"),
-            line("inner loss by step", "ttt/*/inner_loss"),
+            "What the fast weights did",
+            bars("instability/largest_W1", "instability/inner_loss_last_fifth_over_first_fifth"),
+            lines("ttt/*/W1_max", "ttt/*/inner_loss"),
         ),
         TRAINING,
     ),
@@ -163,9 +146,9 @@ GIBBERISH = View(
     recipes=("gibberish",),
     sections=(
         section(
-            "What each suspect does to the stream, alone and together",
+            "What each suspect does to the stream",
             EXCESS_LOSS,
-            bar("share of words that the grammar allows, by position", "legal_words_by_position/*"),
+            bars("legal_words_by_position/*"),
             NEAR_RECALL,
             RECALL,
         ),
@@ -182,13 +165,12 @@ MINI_BATCH_LEAK = View(
     recipes=("mini-batch-leak",),
     sections=(
         section(
-            "What a model loses when its text comes one token at a time",
-            bar("loss all at once and streamed, nats", "leak/parallel_loss_nats", "leak/streamed_loss_nats"),
-            bar("largest difference of logits", "leak/largest_logit_difference*"),
+            "What is lost one token at a time",
+            bars("leak/parallel_loss_nats", "leak/streamed_loss_nats", "leak/largest_logit_difference*"),
         ),
-        section("How readable it writes", bar("shares of what was written", "leak/written_*")),
+        section("How readable it writes", bars("leak/written_*")),
         TRAINING,
-        section("What every arm costs in memory and time", SPEED, PEAK),
+        section("What every arm costs", SPEED_AND_PEAK),
     ),
     columns=("leak/*_loss_nats", "leak/largest_logit_difference"),
 )
@@ -199,26 +181,25 @@ MEMORY = View(
     recipes=("memory",),
     sections=(
         section(
-            "What a conversation holds, and what it gains with every position",
-            bar("bytes after one hour", "memory/bytes_after_1_hour"),
-            bar("bytes at 48k positions", "memory/bytes_at_048k_positions"),
-            bar("bytes a position adds", "memory/bytes_per_position"),
-            bar("fixed bytes", "memory/bytes_fixed"),
+            "What a conversation holds",
+            bars(
+                "memory/bytes_after_1_hour",
+                "memory/bytes_at_048k_positions",
+                "memory/bytes_per_position",
+                "memory/bytes_fixed",
+            ),
         ),
         section(
-            "What fits on one GPU beside the weights",
-            bar("hours of conversation", "memory/hours_in_*"),
-            bar("bytes of weights", "memory/weights_bytes"),
-            bar("bytes with weights at 48k positions", "memory/batch_*_with_weights_at_048k_positions"),
+            "What fits on one GPU",
+            bars("memory/hours_in_*", "memory/weights_bytes", "memory/batch_*_with_weights_at_048k_positions"),
         ),
         section(
-            "What small streams really held, over what was computed",
-            bar("measured over computed", "memory/measured_over_predicted"),
-            bar("bytes, measured and computed", "memory/measured_bytes", "memory/predicted_bytes"),
+            "What small streams really held",
+            bars("memory/measured_over_predicted", "memory/measured_bytes", "memory/predicted_bytes"),
         ),
         section(
             "What a TTT layer's state consists of",
-            bar("inner weights, and open mini-batch", "memory/ttt_inner_weight_*", "memory/ttt_open_mini_batch_*"),
+            bars("memory/ttt_inner_weight_*", "memory/ttt_open_mini_batch_*"),
         ),
     ),
     columns=("memory/bytes_fixed", "memory/bytes_per_position", "memory/bytes_after_1_hour", "memory/is_bounded"),
