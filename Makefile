@@ -39,7 +39,7 @@ $(STAMP): FORCE
 endif
 endif
 
-.PHONY: help setup test lint format typecheck check findings verify-findings notebooks lab report cards decide lock older-moshi smoke mlflow-ui clean clean-runs FORCE
+.PHONY: help setup test lint format typecheck check findings verify-findings notebooks lab report cards decide lock older-moshi smoke mlflow-ui dashboard clean clean-runs FORCE
 
 help: ## list every target and every recipe
 	@echo "Targets:"
@@ -119,6 +119,9 @@ mlflow-ui: $(STAMP) ## look at the runs in a browser (MLFLOW_TRACKING_URI if set
 		MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false exec $(VENV)/bin/mlflow server --port $(PORT) --workers 1 \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/runs/mlflow.db}" \
 		--artifacts-destination "$(CURDIR)/runs/mlartifacts"
+
+dashboard: $(STAMP) ## MLflow with prepared comparison views: starts its server (PORT) and prints a link to each
+	$(RUN) -m analysis dashboard --port $(PORT) $(ARGS)
 
 cards: $(STAMP) ## write docs/models.md, a card for each model, from analysis/cards
 	$(RUN) -m analysis cards
