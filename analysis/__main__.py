@@ -1,4 +1,4 @@
-"""`python -m analysis findings | verify-findings | cards | decide | report | dashboard`: what follows from finished runs."""
+"""`python -m analysis findings | verify-findings | cards | decide | report | dashboard`: what follows from the runs."""
 
 from __future__ import annotations
 
