@@ -6,8 +6,11 @@ import json
 import random
 import re
 import shutil
+import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -285,6 +288,23 @@ def test_mlflows_own_server_gives_the_view_back_and_ends_with_its_port_free(stor
         assert saved(remote).outcome == "unchanged"
         with pytest.raises(ServerError, match=f"port {port} cannot be used"):
             check_port(port)
+    check_port(port)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_ending_the_command_ends_the_server(store: Store, sign: signal.Signals) -> None:
+    log_arms(store.client, "memory", metrics_of(MEMORY))
+    port = free_port()
+    command = [sys.executable, "-m", "analysis", "dashboard", "--store", store.uri, "--port", str(port)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        for printed in running.stdout:
+            if printed.startswith("Ctrl-C"):
+                break
+        assert version_of(f"http://127.0.0.1:{port}") == mlflow.__version__
+        running.send_signal(sign)
+        assert running.wait(60) == 0
     check_port(port)
 
 

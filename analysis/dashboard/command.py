@@ -7,7 +7,6 @@ import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from analysis.dashboard.page_state import MLFLOW_SEEN, link
@@ -49,11 +48,21 @@ def _show(given: argparse.Namespace) -> int:
             _say_if_other_version(address)
         return 0
     print(f"starting MLflow's server on {uri} ...", flush=True)
-    with mlflow_server(uri, ROOT / "runs" / "mlartifacts", given.port) as address:
-        _print(address, saved)
-        print("Ctrl-C ends the server.", flush=True)
-        _wait_for_a_signal()
+    _serve(uri, given.port, saved)
     return 0
+
+
+def _serve(uri: str, port: int, saved: Sequence[SavedView | LeftOut]) -> None:
+    """Until Ctrl-C or SIGTERM, both of which end the server too, whenever they come."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.default_int_handler)
+    try:
+        with mlflow_server(uri, ROOT / "runs" / "mlartifacts", port) as address:
+            _print(address, saved)
+            print("Ctrl-C ends the server.", flush=True)
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        print("MLflow's server is ended")
 
 
 def _print(address: str, saved: Sequence[SavedView | LeftOut]) -> None:
@@ -74,15 +83,3 @@ def _say_if_other_version(address: str) -> None:
             f"{address} runs MLflow {version}, and the views are written as MLflow {MLFLOW_SEEN} reads them, which is "
             "documented nowhere: charts may be missing"
         )
-
-
-def _wait_for_a_signal() -> None:
-    """Returns at Ctrl-C and at SIGTERM, so that the server is ended by whoever started it."""
-    ended = threading.Event()
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        ended.set()
-
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, end)
-    ended.wait()

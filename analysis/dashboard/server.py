@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +27,7 @@ class ServerError(ValueError):
 
 
 @contextmanager
-def mlflow_server(store_uri: str, artifacts: Path, port: int) -> Iterator[str]:
+def mlflow_server(store_uri: str, artifacts: Path, port: int) -> Generator[str]:
     """The address of a server that answers, for as long as the context is open.
 
     Raises:
