@@ -7,6 +7,7 @@ import json
 import pytest
 import soundfile
 import torch
+from logged_alike import check_logged_alike
 from picture_checks import check_pictures
 from recipe_commands import FinishedCommand, run_command
 from safetensors.torch import load_file
@@ -88,3 +89,7 @@ def test_the_trained_difference_is_what_the_last_checkpoint_holds(smoke: Finishe
 
 def test_the_page_of_findings_can_draw_it(smoke: FinishedCommand) -> None:
     check_pictures(smoke.uri, RECIPE)
+
+
+def test_it_is_logged_as_every_recipe_is(smoke: FinishedCommand) -> None:
+    check_logged_alike(smoke.uri, RECIPE)
