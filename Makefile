@@ -123,7 +123,7 @@ mlflow-ui: $(STAMP) ## look at the runs in a browser (MLFLOW_TRACKING_URI if set
 dashboard: $(STAMP) ## MLflow with prepared comparison views: starts its server (PORT) and prints a link to each
 	$(RUN) -m analysis dashboard --port $(PORT) $(ARGS)
 
-cards: $(STAMP) ## write docs/models.md, a card for each model, from analysis/cards
+cards: $(STAMP) ## write docs/models.md, a card for each model, from backbones/published
 	$(RUN) -m analysis cards
 
 decide: $(STAMP) ## which backbone? asks four questions, answers from evidence and cards (or ARGS="--real-time yes ...")
