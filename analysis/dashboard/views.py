@@ -210,8 +210,18 @@ ADAPTER_SIZE = View(
     title="Lines of adapters",
     recipes=("adapter-size",),
     sections=(
-        section("What its whole folder takes", bars("adapter/whole_folder_*")),
-        section("What mounting TTT takes of it", bars("adapter/imports_ttt_core_*")),
+        section(
+            "What its whole folder takes",
+            bars("adapter/whole_folder_lines", "adapter/whole_folder_code_lines", "adapter/whole_folder_files"),
+        ),
+        section(
+            "What mounting TTT takes of it",
+            bars(
+                "adapter/imports_ttt_core_lines",
+                "adapter/imports_ttt_core_code_lines",
+                "adapter/imports_ttt_core_files",
+            ),
+        ),
     ),
     columns=("adapter/whole_folder_lines", "adapter/imports_ttt_core_lines"),
 )
