@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -124,3 +126,20 @@ class SentenceEngine(ABC):
         if not reading.has_word(words):
             return ""
         return reading.numbers_in_words(words, self._language) if self._spells_numbers else words
+
+
+def file_in(folder: Path, *names: str, engine: str) -> Path:
+    """The first of these files that the folder has; ValueError where it has none."""
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise ValueError(f"engine {engine!r} needs {' or '.join(names)} in {folder}; it is not there")
+
+
+def fingerprint(*files: Path) -> str:
+    """Twelve hex digits that tell these files' contents from others."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12]
