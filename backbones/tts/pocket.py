@@ -23,7 +23,7 @@ VOICE_FILES = ("voice.safetensors", "voice.wav")
 
 
 class PocketEngine(SentenceEngine):
-    """A voice of Pocket TTS, from files alone; `seed` starts the noise of each sentence, which so always sounds the same.
+    """A voice of Pocket TTS, from files alone; `seed` starts the noise of every sentence anew.
 
     folder: `model.safetensors`, `tokenizer.json` or `tokenizer.model`, `voice.safetensors` (a state that `pocket-tts
     export-voice` wrote) or `voice.wav` (a recording to clone; it needs the weights with voice cloning), as Kyutai
@@ -50,6 +50,8 @@ class PocketEngine(SentenceEngine):
         self._seed = seed
         with torch.random.fork_rng(devices=[]):  # initial weights and the voice's prompt draw noise
             self._model = _loaded(folder, model, temperature)
+            # Otherwise all frames that wait are decoded at once, and the last bits depend on the timing of threads.
+            self._model.max_decoder_frames_per_call = 1
             self._voice_state = self._model.get_state_for_audio_prompt(voice_file)
         weights = fingerprint(folder / MODEL_FILE, voice_file)
         self.voice = f"pocket {model}, files {weights}, temperature {self._model.temp}, seed {seed}"
