@@ -39,7 +39,7 @@ $(STAMP): FORCE
 endif
 endif
 
-.PHONY: help setup test lint format typecheck check findings verify-findings notebooks lab report cards decide lock older-moshi recipes reproduce mlflow-ui dashboard clean clean-runs FORCE
+.PHONY: help setup test lint format typecheck check findings verify-findings notebooks lab report cards decide lock older-moshi recipes smoke reproduce mlflow-ui dashboard clean clean-runs FORCE
 
 help: ## list every target and every recipe
 	@echo "Targets:"
@@ -117,6 +117,9 @@ recipes: $(STAMP) ## run every recipe, one after the other (SCALE=smoke: minutes
 		$(RUN) -m experiments $$recipe --scale $(SCALE) --seed $(SEED) || { code=$$?; \
 			echo "make recipes: $$recipe ended with code $$code; the recipes after it were not run" >&2; exit $$code; }; \
 	done
+
+smoke: ## run every recipe at its smallest scale
+	@$(MAKE) --no-print-directory recipes SCALE=smoke
 
 # Findings come after all runs: they change tracked files, and a run of a changed checkout does not count.
 reproduce: recipes ## all of it: every recipe, then findings, dashboard views, notebooks and the report (SCALE=smoke: minutes)
