@@ -142,6 +142,18 @@ def test_parameters_of_llama_omnis_parts_are_those_of_our_modules(cards: dict[st
     assert card.facts["context_positions"].value == config.max_position_embeddings
 
 
+def test_parameters_of_qwen_mimis_parts_are_those_of_our_modules(cards: dict[str, Card]) -> None:
+    from backbones.qwen_mimi import QwenMimi, QwenMimiConfig
+
+    card, config = cards["qwen-mimi"], QwenMimiConfig.planned()
+    with torch.device("meta"):
+        model = QwenMimi(config)
+    embeddings, depth = (part_parameters(part) for part in card.parts)
+    assert (embeddings, depth) == (parameters_of(model.code_embedding), parameters_of(model.depth))
+    assert parameters_of(model) == decoder_parameters(card.decoder) + (embeddings or 0) + (depth or 0)
+    assert card.facts["token_streams"].value == config.token_streams
+
+
 def test_cards_agree_with_the_configurations_that_this_repository_runs(cards: dict[str, Card]) -> None:
     from backbones.qwen_tts import qwen_llm_config
     from experiments.recipes.memory import TEXT_TOKENS_PER_SECOND_SAID
