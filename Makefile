@@ -39,7 +39,7 @@ $(STAMP): FORCE
 endif
 endif
 
-.PHONY: help setup test lint format typecheck check findings verify-findings notebooks lab report cards decide lock older-moshi smoke mlflow-ui dashboard clean clean-runs FORCE
+.PHONY: help setup test lint format typecheck check findings verify-findings notebooks lab report cards decide lock older-moshi recipes reproduce mlflow-ui dashboard clean clean-runs FORCE
 
 help: ## list every target and every recipe
 	@echo "Targets:"
@@ -111,8 +111,19 @@ exp-%: $(STAMP) ## run one recipe, e.g. make exp-llama-omni-stage1
 older-moshi: $(STAMP) ## fetch older releases of the moshi package, whose rings kv-wraparound then measures too
 	$(RUN) -m experiments.wraparound.mechanics.older_ring --fetch "$${TTT_DATA_CACHE:-data_cache}/older_moshi"
 
-smoke: $(STAMP) ## run every recipe at its smallest scale
-	@set -e; for recipe in $(RECIPES); do $(RUN) -m experiments $$recipe --scale smoke --seed $(SEED); done
+recipes: $(STAMP) ## run every recipe, one after the other (SCALE=smoke: minutes; cpu: about three hours on 2 cores)
+	@begun=0; for recipe in $(RECIPES); do \
+		begun=$$((begun + 1)); echo; echo "== $$begun of $(words $(RECIPES)): $$recipe"; \
+		$(RUN) -m experiments $$recipe --scale $(SCALE) --seed $(SEED) || { code=$$?; \
+			echo "make recipes: $$recipe ended with code $$code; the recipes after it were not run" >&2; exit $$code; }; \
+	done
+
+# Findings come after all runs: they change tracked files, and a run of a changed checkout does not count.
+reproduce: recipes ## all of it: every recipe, then findings, dashboard views, notebooks and the report (SCALE=smoke: minutes)
+	$(RUN) -m analysis findings
+	$(RUN) -m analysis dashboard --no-server --port $(PORT)
+	$(MAKE) notebooks report
+	@echo; echo "reproduced at scale $(SCALE): FINDINGS.md, runs/report.html, runs/notebooks/*.html; make dashboard opens the comparisons"
 
 mlflow-ui: $(STAMP) ## look at the runs in a browser (MLFLOW_TRACKING_URI if set, else runs/mlflow.db)
 	@case "$$MLFLOW_TRACKING_URI" in http*) echo "runs are served at $$MLFLOW_TRACKING_URI"; exit 0;; esac; mkdir -p runs; \
@@ -123,7 +134,7 @@ mlflow-ui: $(STAMP) ## look at the runs in a browser (MLFLOW_TRACKING_URI if set
 dashboard: $(STAMP) ## MLflow with prepared comparison views: starts its server (PORT) and prints a link to each
 	$(RUN) -m analysis dashboard --port $(PORT) $(ARGS)
 
-cards: $(STAMP) ## write docs/models.md, a card for each model, from analysis/cards
+cards: $(STAMP) ## write docs/models.md, a card for each model, from backbones/published
 	$(RUN) -m analysis cards
 
 decide: $(STAMP) ## which backbone? asks four questions, answers from evidence and cards (or ARGS="--real-time yes ...")

@@ -120,6 +120,7 @@ def test_the_readme_gets_the_claims_that_have_a_verdict(checkout: Checkout) -> N
     assert readme.startswith("# A repository\n\n<!-- findings -->\n") and readme.endswith("\n\nThe end.\n")
     assert "| [T01](FINDINGS.md#t01) The loss grows | confirmed | cpu / gpu | growth: 0.08 [0.07, 0.09] nats" in readme
     assert "T02" not in readme and "3 of 4 claims" in readme
+    assert "Of 4 contested claims, at scale `cpu` 1 confirmed.\n" in readme
     assert findings(checkout) == 0 and checkout.places.readme.read_text() == readme  # twice is once
 
 

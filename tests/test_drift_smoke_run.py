@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import pytest
+from logged_alike import check_logged_alike
 from picture_checks import check_pictures
 from recipe_commands import FinishedCommand, run_command
 
@@ -95,3 +96,7 @@ def _curves(folder: Path, treatment: str) -> DriftCurves:
 
 def test_the_page_of_findings_can_draw_it(smoke: FinishedCommand) -> None:
     check_pictures(smoke.uri, RECIPE)
+
+
+def test_it_is_logged_as_every_recipe_is(smoke: FinishedCommand) -> None:
+    check_logged_alike(smoke.uri, RECIPE)

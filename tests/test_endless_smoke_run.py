@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 import pytest
+from logged_alike import check_logged_alike
 from picture_checks import check_pictures
 from recipe_commands import FinishedCommand, run_command
 
@@ -82,3 +83,11 @@ def test_the_page_of_findings_can_draw_rope_reset(rope: FinishedCommand) -> None
 
 def test_the_page_of_findings_can_draw_endless_stream(endless: FinishedCommand) -> None:
     check_pictures(endless.uri, "endless-stream", not_drawn={"cures"})  # which a part of the arms does not log
+
+
+def test_it_is_logged_as_every_recipe_is_rope_reset(rope: FinishedCommand) -> None:
+    check_logged_alike(rope.uri, "rope-reset")
+
+
+def test_it_is_logged_as_every_recipe_is_endless_stream(endless: FinishedCommand) -> None:
+    check_logged_alike(endless.uri, "endless-stream")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 
 import pytest
+from logged_alike import check_logged_alike
 from picture_checks import check_pictures
 from recipe_commands import FinishedCommand, run_command
 
@@ -40,3 +41,7 @@ def test_the_parent_run_holds_what_the_ledger_reads_and_the_figure(smoke: Finish
 
 def test_the_page_of_findings_can_draw_it(smoke: FinishedCommand) -> None:
     check_pictures(smoke.uri, "gibberish")
+
+
+def test_it_is_logged_as_every_recipe_is(smoke: FinishedCommand) -> None:
+    check_logged_alike(smoke.uri, "gibberish")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from logged_alike import check_logged_alike
 from picture_checks import check_pictures
 from recipe_commands import FinishedCommand, run_command
 
@@ -155,3 +156,7 @@ def test_the_table_the_csv_and_the_parent_run_tell_of_every_arm(ran: FinishedCom
 
 def test_the_page_of_findings_can_draw_it(ran: FinishedCommand) -> None:
     check_pictures(ran.uri, "instability")
+
+
+def test_it_is_logged_as_every_recipe_is(ran: FinishedCommand) -> None:
+    check_logged_alike(ran.uri, "instability")

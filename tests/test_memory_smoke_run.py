@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from logged_alike import check_logged_alike
 
 from experiments.harness import arm_process, tracking
 from experiments.harness.command_line import main
@@ -68,6 +69,10 @@ def test_the_smoke_run_ends_well_with_a_line_an_arm_and_the_claims_it_can_tell(s
     assert any(line.startswith("C08") and "2 GB" in line and "0.471 GB" in line for line in lines)
 
 
+def test_it_is_logged_as_every_recipe_is(smoke: FinishedCommand) -> None:
+    check_logged_alike(smoke.uri, "memory")
+
+
 def test_tables_figures_and_numbers_hang_on_the_parent_run(smoke: FinishedCommand) -> None:
     client = tracking.MlflowClient(smoke.uri)
     experiment = client.get_experiment_by_name("memory")
@@ -111,7 +116,8 @@ def test_an_arm_whose_prediction_is_falsified_fails_and_still_logs_both_numbers(
     task = ArmTask(
         study=MEMORY, config=config, arm=arm, folder=tmp_path / "arm", start_folder=None,
         tracking_uri=smoke.uri, experiment_id=experiment, parent_run_id="none",
-        data=None, weights=None, resumes=False, is_adhoc=False, threads=torch.get_num_threads(), line=0,
+        data=None, data_sources=(), weights=None, resumes=False, is_adhoc=False,
+        threads=torch.get_num_threads(), line=0,
     )  # fmt: skip
     with pytest.raises(SystemExit) as ended:
         arm_process.work(task)

@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from logged_alike import check_logged_alike
 from picture_checks import check_pictures
 from recipe_commands import FinishedCommand, run_command
 
@@ -238,3 +239,7 @@ def test_the_parent_run_holds_every_estimate_of_the_csv_and_the_figure_is_there(
 
 def test_the_page_of_findings_can_draw_it(smoke: FinishedCommand) -> None:
     check_pictures(smoke.uri, "mini-batch-leak")
+
+
+def test_it_is_logged_as_every_recipe_is(smoke: FinishedCommand) -> None:
+    check_logged_alike(smoke.uri, "mini-batch-leak")

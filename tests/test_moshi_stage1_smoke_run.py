@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from logged_alike import check_logged_alike
 from picture_checks import check_pictures
 from recipe_commands import FinishedCommand, run_command
 
@@ -54,3 +55,7 @@ def test_the_trained_difference_is_what_the_last_checkpoint_holds(smoke: Finishe
 
 def test_the_page_of_findings_can_draw_it(smoke: FinishedCommand) -> None:
     check_pictures(smoke.uri, RECIPE)
+
+
+def test_it_is_logged_as_every_recipe_is(smoke: FinishedCommand) -> None:
+    check_logged_alike(smoke.uri, RECIPE)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from logged_alike import check_logged_alike
 from picture_checks import check_pictures
 from recipe_commands import SMOKE_SECONDS, FinishedCommand, command, environment, run_command
 from safetensors.torch import load_file
@@ -185,3 +186,7 @@ def test_ctrl_c_leaves_a_killed_run_that_goes_on_under_its_own_id(smoke: Finishe
 
 def test_the_page_of_findings_can_draw_it(smoke: FinishedCommand) -> None:
     check_pictures(smoke.uri, RECIPE)
+
+
+def test_it_is_logged_as_every_recipe_is(smoke: FinishedCommand) -> None:
+    check_logged_alike(smoke.uri, RECIPE)

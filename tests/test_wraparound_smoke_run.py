@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from logged_alike import check_logged_alike
 from picture_checks import check_pictures
 from recipe_commands import FinishedCommand, run_command
 
@@ -121,3 +122,7 @@ def test_an_arm_that_is_none_is_named(tmp_path: Path) -> None:
 
 def test_the_page_of_findings_can_draw_it(smoke: FinishedCommand) -> None:
     check_pictures(smoke.uri, RECIPE)
+
+
+def test_it_is_logged_as_every_recipe_is(smoke: FinishedCommand) -> None:
+    check_logged_alike(smoke.uri, RECIPE)

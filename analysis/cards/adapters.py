@@ -1,11 +1,9 @@
-"""What this repository has for a model: lines counted in its source files, which are read and never imported."""
+"""What this repository has for a model: its adapter, and where TTT mounts. Files are read and never imported."""
 
 from __future__ import annotations
 
 import ast
-import io
 import re
-import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,46 +14,19 @@ BACKBONES = ROOT / "backbones"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CountedLines:
-    """files and their lines; code_lines leaves out blank lines, comments and docstrings."""
-
-    files: int
-    lines: int
-    code_lines: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """all: the whole folder. with_ttt: files of it that import `ttt_core`. is_loadable: by `load_backbone`."""
+    """folder: under `backbones/`. is_loadable: by `load_backbone`."""
 
-    all: CountedLines
-    with_ttt: CountedLines
+    folder: str
     is_loadable: bool
 
 
 def adapter_of(card: Card, backbones: Path = BACKBONES) -> Adapter | None:
-    """What is counted for a model; None where it has no folder under `backbones/`."""
+    """A model's adapter; None where it has no folder of code under `backbones/`."""
     folder = backbones / card.adapter
     if not card.adapter or not folder.is_dir():
         return None
-    return counted_folder(folder, is_loadable=card.name in loadable_names(backbones / "__init__.py"))
-
-
-def counted_folder(folder: Path, is_loadable: bool = False) -> Adapter:
-    """What is counted in a folder of source files and those below it."""
-    files = sorted(folder.rglob("*.py"))
-    with_ttt = [path for path in files if _imports_ttt_core(path)]
-    return Adapter(all=count(files), with_ttt=count(with_ttt), is_loadable=is_loadable)
-
-
-def count(files: list[Path]) -> CountedLines:
-    """Lines of Python files, all of them and those of code."""
-    texts = [path.read_text(encoding="utf-8") for path in files]
-    return CountedLines(
-        files=len(files),
-        lines=sum(len(text.splitlines()) for text in texts),
-        code_lines=sum(len(_code_lines(text)) for text in texts),
-    )
+    return Adapter(folder=card.adapter, is_loadable=card.name in loadable_names(backbones / "__init__.py"))
 
 
 def loadable_names(init: Path) -> tuple[str, ...]:
@@ -88,32 +59,3 @@ def where_ttt_mounts(card: Card, families: tuple[str, ...]) -> str:
     if card.hosts in families:
         return f"{layers} of the language model (backbones/mounting, family {card.hosts})"
     return f"nowhere yet: its language model is of family {card.hosts}, and mount opens {', '.join(families)}"
-
-
-def _imports_ttt_core(path: Path) -> bool:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names = [node.module]
-        if any(name.split(".")[0] == "ttt_core" for name in names):
-            return True
-    return False
-
-
-_NOT_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-
-
-def _code_lines(text: str) -> set[int]:
-    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    lines = {n for token in tokens if token.type not in _NOT_CODE for n in range(token.start[0], token.end[0] + 1)}
-    return lines - _bare_string_lines(ast.parse(text))
-
-
-def _bare_string_lines(tree: ast.Module) -> set[int]:
-    """Lines of strings that are statements: docstrings, and those below a constant."""
-    return {
-        line
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
-    }

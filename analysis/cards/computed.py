@@ -179,7 +179,7 @@ def cache_bytes_per_minute(card: Card) -> Fact:
 
 
 def quantities(card: Card) -> dict[str, Fact]:
-    """What a claimed number can be held beside, but for counted lines: the facts, and what follows from them."""
+    """What a claimed number can be held beside: the facts, and what follows from them."""
     rate = conversation_positions_hz(card)
     minutes = context_minutes(card, rate)
     hours = Fact(value=minutes.number / 60, source=minutes.source) if minutes.number is not None else minutes

@@ -12,7 +12,9 @@ UNKNOWN = "unknown"
 NONE = "none"
 """There is no such thing in this model; that, too, has a source."""
 
-CARD_FOLDER = Path(__file__).parent
+CARD_FOLDER = Path(__file__).parents[2] / "backbones" / "published"
+"""Data that the recipe `model-cards` reads too: only files are shared, no code."""
+CLAIMED_FILE = Path(__file__).parent / "claimed.toml"
 MODEL_FILES = (
     "moshi.toml", "llama_omni.toml", "mini_omni.toml", "qwen2_audio.toml", "spirit_lm.toml", "vita.toml",
     "qwen_tts.toml", "qwen_mimi.toml",
@@ -140,9 +142,9 @@ def read_cards(folder: Path = CARD_FOLDER) -> tuple[Card, ...]:
     return tuple(read_card(folder / name) for name in MODEL_FILES)
 
 
-def read_claimed(folder: Path = CARD_FOLDER) -> tuple[Claimed, ...]:
+def read_claimed(path: Path = CLAIMED_FILE) -> tuple[Claimed, ...]:
     """The claimed numbers that cards can be held beside."""
-    return tuple(Claimed(**row) for row in _read(folder / "claimed.toml")["claimed"])
+    return tuple(Claimed(**row) for row in _read(path)["claimed"])
 
 
 def read_card(path: Path) -> Card:
@@ -176,7 +178,7 @@ def read_card(path: Path) -> Card:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError(f"there is no file {path}; a card is a TOML file beside {Path(__file__).name}")
+        raise ValueError(f"there is no file {path}; cards are TOML files in backbones/published")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:

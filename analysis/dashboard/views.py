@@ -205,6 +205,44 @@ MEMORY = View(
     columns=("memory/bytes_fixed", "memory/bytes_per_position", "memory/bytes_after_1_hour", "memory/is_bounded"),
 )
 
+ADAPTER_SIZE = View(
+    key="adapter-size",
+    title="Lines of adapters",
+    recipes=("adapter-size",),
+    sections=(
+        section(
+            "What its whole folder takes",
+            bars("adapter/whole_folder_lines", "adapter/whole_folder_code_lines", "adapter/whole_folder_files"),
+        ),
+        section(
+            "What mounting TTT takes of it",
+            bars(
+                "adapter/imports_ttt_core_lines",
+                "adapter/imports_ttt_core_code_lines",
+                "adapter/imports_ttt_core_files",
+            ),
+        ),
+    ),
+    columns=("adapter/whole_folder_lines", "adapter/imports_ttt_core_lines"),
+)
+
+MODEL_CARDS = View(
+    key="model-cards",
+    title="Published models, counted",
+    recipes=("model-cards",),
+    sections=(
+        section(
+            "How large each model is",
+            bars("card/language_model_parameters", "card/known_parameters", "card/published_parameters"),
+        ),
+        section(
+            "How fast speech fills how long a context",
+            bars("card/heard_positions_hz", "card/said_positions_hz", "card/context_positions"),
+        ),
+    ),
+    columns=("card/language_model_parameters", "card/heard_positions_hz", "card/context_positions"),
+)
+
 
 def _stage(recipe: str, title: str) -> View:
     return View(key=recipe, title=title, recipes=(recipe,), sections=SPOKEN, columns=SPOKEN_COLUMNS)
@@ -243,5 +281,7 @@ VIEWS: tuple[View, ...] = (
     GIBBERISH,
     MINI_BATCH_LEAK,
     MEMORY,
+    ADAPTER_SIZE,
+    MODEL_CARDS,
 )
 """In the order in which links are printed. A view of several recipes is shown where two of them or more were run."""

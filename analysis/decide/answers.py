@@ -124,7 +124,7 @@ def _risk(
     card: Card, adapter: Adapter | None, rows: tuple[Measurement, ...], needs: Needs, experiments: Path
 ) -> Answer:
     is_loadable = adapter is not None and adapter.is_loadable
-    counts = f"{adapter.all.lines:,} lines in {adapter.all.files} files" if adapter else "none"
+    where = f"backbones/{adapter.folder}" if adapter else "none"
     lasts = context_minutes(card, conversation_positions_hz(card))
     facts = {
         "context (positions)": card.facts["context_positions"],
@@ -133,7 +133,7 @@ def _risk(
     }
     known, unknown = _split(facts)
     known = (
-        f"adapter here: {counts}; load_backbone loads it: {in_words(is_loadable)}",
+        f"adapter here: {where}; load_backbone loads it: {in_words(is_loadable)}",
         f"conversation that fits the context: {duration_in_words(lasts)} [computed]",
         *known,
         *map(str, rows[:SHOWN_ROWS]),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from analysis.pictures import by_bucket, drift, inner_weights, memory, streams, wraparound
+from analysis.pictures import by_bucket, counted, drift, inner_weights, memory, streams, wraparound
 from analysis.pictures.drawing import Picture
 
 SUSPECTS = ("sound", "wrap", "bf16", "age", "leak", "everything")
@@ -111,5 +111,13 @@ SECTIONS = (
     Section(
         "memory", "What does one conversation hold in memory?",
         (_shown(memory.memory_bars, backbone="llama-omni"), _shown(memory.memory_bars, backbone="moshi")),
+    ),
+    Section(
+        "adapter-size", "How many lines and files does an adapter take?",
+        (_shown(counted.adapter_lines),),
+    ),
+    Section(
+        "model-cards", "How large are six published models?",
+        (_shown(counted.model_sizes),),
     ),
 )  # fmt: skip

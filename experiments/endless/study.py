@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from experiments.endless.arm import run_endless_arm
-from experiments.endless.configuration import EndlessExperiment
 from experiments.endless.report import report_endless
-from experiments.harness.study import RunOptions, Study
-
-
-def prepare_nothing(experiment: EndlessExperiment, options: RunOptions) -> None:
-    """Streams are drawn as they are read."""
-
+from experiments.fact_streams.data_source import fact_streams_read
+from experiments.harness.study import Study
 
 ENDLESS = Study(
-    prepare=prepare_nothing,
     run_arm=run_endless_arm,
     report=report_endless,
+    data_sources=fact_streams_read,
     preloads=("experiments.endless.arm",),
 )

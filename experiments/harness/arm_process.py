@@ -18,6 +18,7 @@ from experiments.harness.identity import fingerprint, flattened
 from experiments.harness.outcomes import Outcome, read_outcome
 from experiments.harness.stopping import DivergedRunError, InterruptedRunError, StopRequest
 from experiments.harness.study import ArmTask, ArmWork
+from experiments.harness.system_metrics import machine_watched
 from experiments.harness.tracking import RunIdentity, RunLogger, RunStatus
 
 RUN_FILE = "run.json"
@@ -34,7 +35,8 @@ def work(task: ArmTask) -> None:
     try:
         task.folder.mkdir(parents=True, exist_ok=True)
         logger = open_run(task, task.arm, task.config.of_arm(task.arm), task.folder)
-        task.study.run_arm(ArmWork(task=task, logger=logger, stop=stop))
+        with machine_watched(task.tracking_uri, logger.run_id, task.config.scale, goes_on=task.resumes):
+            task.study.run_arm(ArmWork(task=task, logger=logger, stop=stop))
         status, message = "FINISHED", ""
     except InterruptedRunError as interruption:
         status, message = "KILLED", str(interruption)
@@ -68,6 +70,7 @@ def open_run(task: ArmTask, name: str, own: dict[str, Any], folder: Path) -> Run
         is_adhoc=task.is_adhoc,
         config_fingerprint=fingerprint(own),
         parent_run_id=task.parent_run_id,
+        data_sources=task.data_sources,
     )
     logger = RunLogger.start(task.tracking_uri, task.experiment_id, identity, flattened(own))
     run_file.write_text(json.dumps({"run_id": logger.run_id}))

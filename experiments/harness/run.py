@@ -12,6 +12,7 @@ from experiments.harness import tracking
 from experiments.harness.arm_pool import arms_at_once, prepare_processes, run_arms, threads_per_arm
 from experiments.harness.arm_process import CONFIG_FILE, RUN_FILE
 from experiments.harness.checkpoints import differing_fields
+from experiments.harness.data_source import DataSource
 from experiments.harness.identity import fingerprint, flattened, plain_values
 from experiments.harness.outcomes import read_outcome
 from experiments.harness.study import ArmTask, Experiment, FinishedArm, Report, RunOptions, Study
@@ -33,8 +34,11 @@ def run_experiment(config: Experiment, study: Study, options: RunOptions) -> int
     count = f"{len(arms)} arms" + (f" x {len(config.seeds)} seeds" if len(config.seeds) > 1 else "")
     print(f"{config.recipe} at scale {config.scale}, seed {config.seed}: {count} -> {folder}", flush=True)
     data = study.prepare(config, options)
-    parent = _open_parent(config, folder, uri, experiment_id, options)
-    every = _tasks(config, study, config.arm_names, folder, (uri, experiment_id, parent.run_id), data, options)
+    sources = study.data_sources(config, data)
+    parent = _open_parent(config, folder, uri, experiment_id, sources, options)
+    every = _tasks(
+        config, study, config.arm_names, folder, (uri, experiment_id, parent.run_id), (data, sources), options
+    )
     interrupted = run_arms([task for task in every if task.arm in arms], arms_at_once(len(every)))
     finished = [_finished(task, uri) for task in every]
     # Arms that were neither asked for now nor run before are no part of the report, and the experiment is not whole.
@@ -63,8 +67,8 @@ def with_starts(config: Experiment, arms: Sequence[str]) -> tuple[str, ...]:
 
 
 def _tasks(
-    config: Experiment, study: Study, arms: Sequence[str], folder: Path, store: tuple[str, str, str], data: Any,
-    options: RunOptions,
+    config: Experiment, study: Study, arms: Sequence[str], folder: Path, store: tuple[str, str, str],
+    data: tuple[Any, tuple[DataSource, ...]], options: RunOptions,
 ) -> list[ArmTask]:  # fmt: skip
     """Every arm under every seed; all arms of a seed before those of the next, so that early results are whole."""
     uri, experiment_id, parent_run_id = store
@@ -86,7 +90,8 @@ def _tasks(
             tracking_uri=uri,
             experiment_id=experiment_id,
             parent_run_id=parent_run_id,
-            data=data,
+            data=data[0],
+            data_sources=data[1],
             weights=options.weights,
             resumes=options.resumes,
             is_adhoc=options.is_adhoc,
@@ -97,7 +102,9 @@ def _tasks(
     ]
 
 
-def _open_parent(config: Experiment, folder: Path, uri: str, experiment_id: str, options: RunOptions) -> RunLogger:
+def _open_parent(
+    config: Experiment, folder: Path, uri: str, experiment_id: str, sources: tuple[DataSource, ...], options: RunOptions
+) -> RunLogger:
     """The experiment's own run, under which its arms' runs are listed."""
     run_file = folder / RUN_FILE
     if options.resumes and run_file.is_file():
@@ -105,7 +112,7 @@ def _open_parent(config: Experiment, folder: Path, uri: str, experiment_id: str,
     plain = plain_values(config)
     identity = RunIdentity(
         experiment=config.recipe, role="experiment", arm="", seed=config.seed, scale=config.scale,
-        is_adhoc=options.is_adhoc, config_fingerprint=fingerprint(plain), parent_run_id=None,
+        is_adhoc=options.is_adhoc, config_fingerprint=fingerprint(plain), parent_run_id=None, data_sources=sources,
     )  # fmt: skip
     logger = RunLogger.start(uri, experiment_id, identity, {})
     run_file.write_text(json.dumps({"run_id": logger.run_id}))

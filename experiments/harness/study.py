@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
+from experiments.harness.data_source import DataSource, no_data
 from experiments.harness.outcomes import Outcome
 from experiments.harness.stopping import StopRequest
 from experiments.harness.tracking import LoggedRun, RunLogger
@@ -79,7 +80,8 @@ class ArmTask:
     """Everything an arm's process is told. The configuration is what it is; the rest is where and how.
 
     config: with the seed of this task. folder: this arm's own. start_folder: of the arm that this one starts from.
-    data: what the study's `prepare` gave. threads: cores it may use. line: of the terminal that its progress bar takes.
+    data: what the study's `prepare` gave. data_sources: what is logged of it. threads: cores it may use. line: of the
+    terminal that its progress bar takes.
     """
 
     study: Study
@@ -91,6 +93,7 @@ class ArmTask:
     experiment_id: str
     parent_run_id: str
     data: Any
+    data_sources: tuple[DataSource, ...]
     weights: Path | None
     resumes: bool
     is_adhoc: bool
@@ -143,16 +146,22 @@ class Report:
     notes: Sequence[str] = ()
 
 
+def nothing_shared(_config: Any, _options: RunOptions) -> None:
+    """For studies whose arms draw what they read."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """How experiments of one kind are done. The functions stand at the top of modules: processes find them by name.
 
     prepare: what all arms share, built once by the parent process. run_arm: all that one arm does, in a process of its
     own. report: what is made of the finished arms, given the folder for its files.
+    data_sources: what is read, given the configuration and what `prepare` gave; logged with every run.
     preloads: modules that every arm's process needs, imported once for all of them.
     """
 
-    prepare: Callable[[Any, RunOptions], Any]
     run_arm: Callable[[ArmWork], None]
     report: Callable[[Any, Path, str, Sequence[FinishedArm]], Report]
+    prepare: Callable[[Any, RunOptions], Any] = nothing_shared
+    data_sources: Callable[[Any, Any], tuple[DataSource, ...]] = no_data
     preloads: tuple[str, ...] = ()

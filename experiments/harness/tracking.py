@@ -24,6 +24,9 @@ from lightning.pytorch.loggers import MLFlowLogger
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 
+from experiments.harness.data_source import DataSource, log_data
+from experiments.harness.machine import hardware, software
+
 FLUSH_AFTER_SECONDS = 10.0
 LONGEST_PARAMETER = 250
 MOST_PARAMETERS_PER_CALL = 100
@@ -75,7 +78,7 @@ class RunIdentity:
     """What one MLflow run is: its experiment, arm, seed and where its code and configuration come from.
 
     role: an "arm" is one row of the experiment under one seed; the "experiment" is their parent run, which holds what
-    is made of all of them and has no arm of its own.
+    is made of all of them and has no arm of its own. data_sources: what it reads.
     """
 
     experiment: str
@@ -86,6 +89,7 @@ class RunIdentity:
     is_adhoc: bool
     config_fingerprint: str
     parent_run_id: str | None
+    data_sources: tuple[DataSource, ...] = ()
 
     def tags(self) -> dict[str, str]:
         commit, dirty = code_version()
@@ -101,6 +105,8 @@ class RunIdentity:
             "git_commit": commit,
             "git_dirty": dirty,
             "config_fingerprint": self.config_fingerprint,
+            "hardware": hardware(),
+            "software": software(),
         }
         return tags if self.parent_run_id is None else tags | {"mlflow.parentRunId": self.parent_run_id}
 
@@ -136,6 +142,7 @@ class RunLogger(MLFlowLogger):
         rows = [Param(name, str(value)[:LONGEST_PARAMETER]) for name, value in parameters.items()]
         for first in range(0, len(rows), MOST_PARAMETERS_PER_CALL):
             client.log_batch(run.info.run_id, params=rows[first : first + MOST_PARAMETERS_PER_CALL])
+        log_data(client, run.info.run_id, identity.data_sources)
         return cls(uri, run.info.run_id)
 
     @classmethod

@@ -6,6 +6,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Protocol
 
+from experiments.counting.study import ADAPTER_SIZE, MODEL_CARDS
 from experiments.drift.study import DRIFT
 from experiments.endless.study import ENDLESS
 from experiments.gibberish.study import GIBBERISH
@@ -13,6 +14,7 @@ from experiments.harness.study import Experiment, Scale, Study
 from experiments.instability.study import INSTABILITY
 from experiments.memory.study import MEMORY
 from experiments.mini_batch_leak.study import MINI_BATCH_LEAK
+from experiments.recipes.adapter_size import adapter_size
 from experiments.recipes.bf16_drift import bf16_drift
 from experiments.recipes.endless_stream import endless_stream
 from experiments.recipes.gibberish import gibberish
@@ -21,6 +23,7 @@ from experiments.recipes.kv_wraparound import kv_wraparound
 from experiments.recipes.llama_omni_stage1 import llama_omni_stage1
 from experiments.recipes.memory import memory
 from experiments.recipes.mini_batch_leak import mini_batch_leak
+from experiments.recipes.model_cards import model_cards
 from experiments.recipes.moshi_stage1 import moshi_stage1
 from experiments.recipes.qwen_mimi_stage1 import qwen_mimi_stage1
 from experiments.recipes.rope_reset import rope_reset
@@ -43,6 +46,7 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
+    "adapter-size": Recipe(configure=adapter_size, study=ADAPTER_SIZE),
     "bf16-drift": Recipe(configure=bf16_drift, study=DRIFT),
     "endless-stream": Recipe(configure=endless_stream, study=ENDLESS),
     "gibberish": Recipe(configure=gibberish, study=GIBBERISH),
@@ -51,6 +55,7 @@ RECIPES: dict[str, Recipe] = {
     "llama-omni-stage1": Recipe(configure=llama_omni_stage1, study=spoken_study("llama-omni")),
     "memory": Recipe(configure=memory, study=MEMORY),
     "mini-batch-leak": Recipe(configure=mini_batch_leak, study=MINI_BATCH_LEAK),
+    "model-cards": Recipe(configure=model_cards, study=MODEL_CARDS),
     "moshi-stage1": Recipe(configure=moshi_stage1, study=spoken_study("moshi")),
     "qwen-mimi-stage1": Recipe(configure=qwen_mimi_stage1, study=spoken_study("qwen-mimi")),
     "rope-reset": Recipe(configure=rope_reset, study=ENDLESS),

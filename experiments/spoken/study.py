@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from experiments.harness import metric_names as names
 from experiments.harness import tracking
+from experiments.harness.data_source import DataSource
 from experiments.harness.study import ArmWork, FinishedArm, Report, RunOptions, Study
 from experiments.spoken.backbone import folder_of, spoken_backbone
 from experiments.spoken.configuration import SpokenExperiment
@@ -27,6 +29,15 @@ def prepare_conversations(config: SpokenExperiment, options: RunOptions) -> Expe
     if options.weights is not None:
         print(f"note: {TOKENS_OF_PRETRAINED_WEIGHTS}", flush=True)
     return data
+
+
+def conversations_read(config: SpokenExperiment, data: ExperimentData) -> tuple[DataSource, ...]:
+    """Every set of conversations by the digest that also names it in the cache, where its files are checked."""
+    sets = {dataset.spec.digest(): dataset.spec for dataset in (data.validation, *data.stages)}
+    return tuple(
+        DataSource(name=f"conversations-{spec.positions}", digest=digest, made_from=json.dumps(spec.as_dict()))
+        for digest, spec in sets.items()
+    )
 
 
 def run_spoken_arm(work: ArmWork) -> None:
@@ -68,5 +79,6 @@ def spoken_study(backbone: str) -> Study:
         prepare=prepare_conversations,
         run_arm=run_spoken_arm,
         report=report_spoken,
+        data_sources=conversations_read,
         preloads=("experiments.spoken.training", folder_of(backbone)),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from experiments.fact_streams.data_source import fact_streams_read
 from experiments.harness.study import RunOptions, Study
 from experiments.wraparound.configuration import WraparoundExperiment
 from experiments.wraparound.mechanics_arm import older_releases
@@ -20,5 +21,6 @@ WRAPAROUND = Study(
     prepare=find_older_releases,
     run_arm=run_wraparound_arm,
     report=report_wraparound,
+    data_sources=fact_streams_read,
     preloads=("experiments.wraparound.training",),
 )
