@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from backbones.llama_omni import LlamaOmni
+    from backbones.qwen_mimi import QwenMimi
     from ttt_core import TTTConfig
     from ttt_core.mounting import MountMode
 
@@ -27,7 +28,7 @@ if not torch.cuda.is_available():
 
 __all__ = ["MoshiHost", "load_backbone"]
 
-BACKBONES = ("llama-omni", "moshi")
+BACKBONES = ("llama-omni", "moshi", "qwen-mimi")
 
 
 class MoshiHost:
@@ -51,12 +52,12 @@ class MoshiHost:
 
 
 def load_backbone(
-    name: Literal["llama-omni", "moshi"],
+    name: Literal["llama-omni", "moshi", "qwen-mimi"],
     scale: Literal["smoke", "cpu", "gpu", "full"] = "smoke",
     weights: str | Path | None = None,
     ttt: TTTConfig | Mapping[str, Any] | None = None,
-) -> LlamaOmni | LMModel:
-    """A speech model, with test-time training in the top quarter of its layers where `ttt` says so.
+) -> LlamaOmni | LMModel | QwenMimi:
+    """A speech model, with test-time training in its top layers (a quarter; of qwen-mimi 16 of 28) if `ttt` is given.
 
     scale: its size with random weights; `full` has the published dimensions. weights: a folder in the model's
     published format, whose own dimensions then hold. ttt: a `TTTConfig`, or a mapping of its fields in which
@@ -66,7 +67,9 @@ def load_backbone(
         raise ValueError(f"no backbone {name!r}; there is {', '.join(BACKBONES)}")
     if ttt is not None:
         _check_ttt_fields(ttt)  # before the minutes that loading takes
-    return _load_moshi(scale, weights, ttt) if name == "moshi" else _load_llama_omni(scale, weights, ttt)
+    if name == "moshi":
+        return _load_moshi(scale, weights, ttt)
+    return _load_qwen_mimi(scale, weights, ttt) if name == "qwen-mimi" else _load_llama_omni(scale, weights, ttt)
 
 
 # A backbone's libraries are imported inside its own function: they are loaded only by those who use it.
@@ -97,6 +100,25 @@ def _load_moshi(
         heads = lm.transformer.layers[0].self_attn.num_heads
         mount(lm, _top_quarter(len(lm.transformer.layers)), _resolved(ttt, lm.dim, heads, lm.dim // heads))
     return lm
+
+
+def _load_qwen_mimi(
+    scale: Literal["smoke", "cpu", "gpu", "full"],
+    weights: str | Path | None,
+    ttt: TTTConfig | Mapping[str, Any] | None,
+) -> QwenMimi:
+    from backbones.mounting import mount
+    from backbones.qwen_mimi import QwenMimi, QwenMimiConfig, load
+
+    model = QwenMimi(QwenMimiConfig.at_scale(scale)) if weights is None else load(weights)
+    if ttt is not None:
+        host = model.config
+        heads = host.num_attention_heads
+        # Qwen2's attention has biases, and TTT starts from it.
+        fields = ttt if not isinstance(ttt, Mapping) else {"projection_bias": True, **ttt}
+        config = _resolved(fields, host.hidden_size, heads, host.hidden_size // heads)
+        mount(model.decoder, host.ttt_layers, config)
+    return model
 
 
 def _check_ttt_fields(ttt: object) -> None:

@@ -97,6 +97,16 @@ def test_llama_omnis_speech_generator_is_as_large_as_our_own(cards: dict[str, Ca
     assert sum(part_parameters(part) or 0 for part in parts) == built_modules.parameters_of(generator)
 
 
+def test_the_planned_qwen_mimi_is_as_large_as_our_own(cards: dict[str, Card]) -> None:
+    from backbones.qwen_mimi import QwenMimi, QwenMimiConfig
+
+    card, config = cards["qwen-mimi"], QwenMimiConfig.planned()
+    with torch.device("meta"):
+        whole = built_modules.parameters_of(QwenMimi(config))
+    assert whole == decoder_parameters(card.decoder) + sum(part_parameters(part) or 0 for part in card.parts)
+    assert card.facts["token_streams"].value == config.token_streams
+
+
 def test_cards_agree_with_the_configurations_that_this_repository_runs(cards: dict[str, Card]) -> None:
     from backbones.qwen_tts import qwen_llm_config
     from experiments.recipes.memory import TEXT_TOKENS_PER_SECOND_SAID

@@ -22,11 +22,13 @@ from experiments.harness import tracking
 from experiments.harness.stopping import InterruptedRunError
 from experiments.harness.tracking import RunLogger
 from experiments.spoken import metric_names as spoken_names
+from experiments.spoken.frame_batches import FrameBatch
+from experiments.spoken.frame_module import text_parts
 from experiments.spoken.moshi import sample
 from experiments.spoken.moshi.configuration import MoshiExperiment
-from experiments.spoken.moshi.loader import MoshiBatch, MoshiLoader
+from experiments.spoken.moshi.loader import MoshiLoader
 from experiments.spoken.moshi.model import able_to_stream, build_model, memory_of
-from experiments.spoken.moshi.module import MoshiModule, choose_trained, text_parts
+from experiments.spoken.moshi.module import MoshiModule, choose_trained
 from experiments.spoken.prepared_data import prepare_data
 
 RECIPE = "moshi-stage1"
@@ -137,7 +139,7 @@ def test_the_two_parts_of_the_text_loss_add_up_to_it() -> None:
     assert torch.equal(parts.is_top, without.argmax(dim=1) == said)
 
 
-def last_logits(module: MoshiModule, batch: MoshiBatch) -> torch.Tensor:
+def last_logits(module: MoshiModule, batch: FrameBatch) -> torch.Tensor:
     """(T, V) text logits of one conversation in one batched call."""
     sequence = delayed_sequence(module.model, batch.codes)
     return module.model.forward_text(sequence[:, :, :-1])[1][0, 0]

@@ -71,6 +71,20 @@ def _moshi_depth(
     return layers * (steps * per_step + 2 * width) + steps * (main_width * width + width * codebook_size) + embeddings
 
 
+def _code_embeddings(width: int, codebooks: int, codebook_size: int) -> int:
+    """Of codes said and heard: a row for every code and one for the start of each stream."""
+    return 2 * codebooks * (codebook_size + 1) * width
+
+
+def _qwen_depth(
+    main_width: int, width: int, heads: int, layers: int, mlp_width: int, codebooks: int, codebook_size: int
+) -> int:
+    """A Qwen2 over codebooks: reads a frame's state and text, then each code but the last; an output a codebook."""
+    layer = layer_parameters(width, heads, heads, width // heads, mlp_width, qkv_bias=True)
+    read = 2 * main_width * width + (codebooks - 1) * codebook_size * width
+    return layers * layer + width + read + codebooks * codebook_size * width
+
+
 def _published(parameters: float) -> int:
     return int(parameters)
 
@@ -82,6 +96,8 @@ _KINDS: Mapping[str, Callable[..., int]] = {
     "decoder_layers": _decoder_layers,
     "moshi_streams": _moshi_streams,
     "moshi_depth": _moshi_depth,
+    "code_embeddings": _code_embeddings,
+    "qwen_depth": _qwen_depth,
     "published": _published,
 }
 

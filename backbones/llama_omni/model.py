@@ -17,6 +17,7 @@ from transformers import DynamicCache, LlamaForCausalLM
 from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from backbones.exact_rotary import restore_rotary_frequencies
 from backbones.llama_omni.checkpoint import load_llama_omni, save_llama_omni
 from backbones.llama_omni.config import LlamaOmniConfig
 from backbones.llama_omni.generate import generate_reply, stream_reply
@@ -101,18 +102,9 @@ class LlamaOmni(nn.Module):
         return self.speech_projector.linear1.weight.dtype
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves and casts as any module does, but keeps the rotary frequencies exact.
-
-        `.to(bfloat16)` would round them to 8 bits: at position 8,192 the fastest angle would be off by 16 radians.
-        `.to_empty()` would leave them as uninitialised memory.
-        """
+        """Moves and casts as any module does, but keeps the rotary frequencies exact."""
         super()._apply(fn, recurse)
-        for module in self.modules():
-            if isinstance(module, LlamaRotaryEmbedding) and module.inv_freq.device.type != "meta":
-                with torch.device("cpu"):
-                    exact = LlamaRotaryEmbedding(module.config)
-                for name, frequencies in exact.named_buffers():
-                    module.register_buffer(name, frequencies.to(module.inv_freq.device), persistent=False)
+        restore_rotary_frequencies(self, LlamaRotaryEmbedding)
         return self
 
     # Speech in

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from moshi.models import loaders
+
+from backbones.config_file import read_config_file
 
 FRAME_RATE_HZ: float = loaders.FRAME_RATE
 """Frames, which are positions of the temporal transformer, per second."""
@@ -248,19 +249,6 @@ class MoshiConfig:
         # The published depformer_multi_linear with no codebook makes no projection; without it there is an unused one.
         plain = {name: value for name, value in loaders._lm_kwargs.items() if name != f"{DEPTH}dim_feedforward"}
         return cls.from_published({**plain, **sizes})
-
-
-def read_config_file(path: Path) -> dict[str, Any]:
-    """The JSON object in a published `config.json`."""
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}; a published checkpoint has a config.json beside its weights")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got a {type(content).__name__}")
-    return content
 
 
 def _check_numbers(config: MoshiConfig) -> None:

@@ -1,6 +1,7 @@
 """Published models as real modules on the meta device, which hold no weights: their parameters, and what they fix.
 
-Every class is its package's own (transformers, moshi, openai-whisper); dimensions are those of the card.
+Every class is its package's own (transformers, moshi, openai-whisper), but of Qwen + Mimi, which is this repository's;
+dimensions are those of the card.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from transformers import (
 from whisper.model import AudioEncoder
 
 from backbones.llama_omni import LlamaOmniConfig
+from backbones.qwen_mimi import QwenMimi, QwenMimiConfig
 from backbones.speech import MEL_FRAME_RATE_HZ
 from experiments.counting.cards import Card
 
@@ -160,6 +162,14 @@ def _moshi_depth(part: Mapping[str, Any]) -> int:
     return parameters_of(moshi) - sum(map(parameters_of, rest))
 
 
+def _code_embeddings(part: Mapping[str, Any]) -> int:
+    return parameters_of(_qwen_mimi().code_embedding)
+
+
+def _qwen_depth(part: Mapping[str, Any]) -> int:
+    return parameters_of(_qwen_mimi().depth)
+
+
 _BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], int]] = {
     "whisper_encoder": _encoder_parameters,
     "linears": _linears,
@@ -167,6 +177,8 @@ _BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], int]] = {
     "decoder_layers": _decoder_layers,
     "moshi_streams": _moshi_streams,
     "moshi_depth": _moshi_depth,
+    "code_embeddings": _code_embeddings,
+    "qwen_depth": _qwen_depth,
     "published": _published,
 }
 
@@ -178,6 +190,13 @@ def _moshi() -> Any:
     from moshi.models.lm import LMModel
 
     return LMModel(**loaders._lm_kwargs, device="meta", dtype=torch.bfloat16)
+
+
+@cache
+def _qwen_mimi() -> QwenMimi:
+    """Planned, and built here: no package has it."""
+    with torch.device("meta"):
+        return QwenMimi(QwenMimiConfig.planned())
 
 
 def _strides(module: nn.Module) -> int:

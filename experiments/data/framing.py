@@ -5,8 +5,8 @@
     heard  s  s  s  s  s  -  -   -  -   -     -  -    -  -  -  -  -  -  -
 
 Speech units come at 50 Hz and frames at 12.5 Hz, so the four units of a frame are its four codes, in the order of time
-(not levels of a residual quantiser, which Mimi's codes of a frame are). Nobody speaking is the unit of silence. What
-the user says is heard and not written.
+(not levels of a residual quantiser, which Mimi's codes of a frame are). Where a `FrameCodes` of another kind is given,
+its codes stand there instead. Nobody speaking is the code of silence. What the user says is heard and not written.
 
 The text of a turn stands directly before its sound, one token a frame. No alignment of words is known, and spreading
 the tokens over the turn lets a model hear the beginning of a word in its own speech before it has to write it: of the
@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +33,36 @@ from experiments.data.packing import Recall
 UNITS_PER_FRAME = 4
 FRAME_RATE_HZ = UNIT_RATE_HZ / UNITS_PER_FRAME
 SILENCE_SAMPLES = 400
+
+
+class FrameCodes(Protocol):
+    """What utterances are in frames of Q codes."""
+
+    @property
+    def silence(self) -> Tensor:
+        """(Q,) int64: a frame in which nobody speaks."""
+        ...
+
+    def of(self, utterance_id: str) -> Tensor:
+        """(frames, Q) int64 of one utterance, its last frame filled up with silence."""
+        ...
+
+
+class UnitFrames:
+    """The four k-means units of a frame, in the order of time."""
+
+    def __init__(self, dataset: ConversationSet) -> None:
+        self._pool = dataset.pool
+        self._silence = silence_unit(dataset.codebook)
+
+    @property
+    def silence(self) -> Tensor:
+        return torch.full((UNITS_PER_FRAME,), self._silence)
+
+    def of(self, utterance_id: str) -> Tensor:
+        units = expand_repeats(*self._pool.units(utterance_id))
+        units = torch.nn.functional.pad(units, (0, -len(units) % UNITS_PER_FRAME), value=self._silence)
+        return units.view(-1, UNITS_PER_FRAME)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +80,8 @@ class FramedTurn:
 class FramedConversation:
     """One conversation of T frames, whole.
 
-    text (T,) int64: a token's id, or the id that stands for no text. own, heard (T, 4) int64: units of the frame.
+    text (T,) int64: a token's id, or the id that stands for no text. own, heard (T, Q) int64: codes of the frame, which
+        are four units where nothing else was asked for.
     turns: of the assistant. recalls: as packing has them, their positions frames, and seconds those of the frames.
     """
 
@@ -72,7 +104,7 @@ class FramedConversation:
 @dataclass(frozen=True, kw_only=True)
 class _PlacedTurn:
     """Frames of a turn. ids: its text tokens, none for the user. value: frames of the fact's value; for speech that is
-    heard, its last frame alone. units (frames, 4).
+    heard, its last frame alone. codes (frames, Q).
     """
 
     start: int
@@ -80,29 +112,31 @@ class _PlacedTurn:
     end: int
     ids: tuple[int, ...]
     value: tuple[int, ...]
-    units: Tensor
+    codes: Tensor
 
 
-def frame_conversation(conversation: Conversation, dataset: ConversationSet, no_text_id: int) -> FramedConversation:
+def frame_conversation(
+    conversation: Conversation, dataset: ConversationSet, no_text_id: int, codes: FrameCodes | None = None
+) -> FramedConversation:
     """Lays a conversation out in frames.
 
     no_text_id: what stands in the text where no token does. Raises ValueError where it is a token of this text.
+    codes: what sounds are; None is the data's units.
     """
-    silence = silence_unit(dataset.codebook)
+    codes = UnitFrames(dataset) if codes is None else codes
     placed: list[_PlacedTurn] = []
     ended_s, frame = 0.0, 0
     for turn in conversation.turns:
         pause = max(1, round((turn.start_s - ended_s) * FRAME_RATE_HZ))
-        placed.append(_place(turn, conversation, dataset, frame, pause, silence))
+        placed.append(_place(turn, conversation, dataset, frame, pause, codes))
         ended_s, frame = turn.end_s, placed[-1].end
     text = torch.full((frame,), no_text_id)
-    sounds = {"user": torch.full((frame, UNITS_PER_FRAME), silence)}
-    sounds["assistant"] = sounds["user"].clone()
+    sounds = {speaker: codes.silence.repeat(frame, 1) for speaker in ("user", "assistant")}
     for turn, place in zip(conversation.turns, placed, strict=True):
         if no_text_id in place.ids:
             raise ValueError(f"token {no_text_id} stands for no text, and {turn.text!r} has it; name another")
         text[place.start : place.sound] = torch.tensor(place.ids, dtype=torch.int64)
-        sounds[turn.speaker][place.sound : place.end] = place.units
+        sounds[turn.speaker][place.sound : place.end] = place.codes
     return FramedConversation(
         name=conversation.name,
         text=text,
@@ -124,16 +158,14 @@ def silence_unit(codebook: UnitCodebook) -> int:
 
 
 def _place(
-    turn: Turn, conversation: Conversation, dataset: ConversationSet, after: int, pause: int, silence: int
+    turn: Turn, conversation: Conversation, dataset: ConversationSet, after: int, pause: int, codes: FrameCodes
 ) -> _PlacedTurn:
     """A turn that begins `pause` frames behind frame `after`, or as many more as its text takes."""
-    units = expand_repeats(*dataset.pool.units(turn.utterance_id))
-    units = torch.nn.functional.pad(units, (0, -len(units) % UNITS_PER_FRAME), value=silence)
-    units = units.view(-1, UNITS_PER_FRAME)
+    frames = codes.of(turn.utterance_id)
     if turn.speaker == "user":
         start = after + pause
-        end = start + len(units)
-        return _PlacedTurn(start=start, sound=start, end=end, ids=(), value=(end - 1,), units=units)
+        end = start + len(frames)
+        return _PlacedTurn(start=start, sound=start, end=end, ids=(), value=(end - 1,), codes=frames)
     ids = (*dataset.tokenizer.encode(turn.text), dataset.tokenizer.eos_id)
     sound = after + max(pause, len(ids))
     start = sound - len(ids)
@@ -144,7 +176,7 @@ def _place(
         character = turn.text.rindex(word)
         tokens = dataset.tokenizer.tokens_of_span(turn.text, character, character + len(word))
         value = tuple(range(start + tokens[0], start + tokens[1]))
-    return _PlacedTurn(start=start, sound=sound, end=sound + len(units), ids=ids, value=value, units=units)
+    return _PlacedTurn(start=start, sound=sound, end=sound + len(frames), ids=ids, value=value, codes=frames)
 
 
 def _recalls(conversation: Conversation, placed: list[_PlacedTurn]) -> list[Recall]:

@@ -25,6 +25,7 @@ from experiments.recipes.memory import memory
 from experiments.recipes.mini_batch_leak import mini_batch_leak
 from experiments.recipes.model_cards import model_cards
 from experiments.recipes.moshi_stage1 import moshi_stage1
+from experiments.recipes.qwen_mimi_stage1 import qwen_mimi_stage1
 from experiments.recipes.rope_reset import rope_reset
 from experiments.spoken.study import spoken_study
 from experiments.wraparound.study import WRAPAROUND
@@ -56,6 +57,7 @@ RECIPES: dict[str, Recipe] = {
     "mini-batch-leak": Recipe(configure=mini_batch_leak, study=MINI_BATCH_LEAK),
     "model-cards": Recipe(configure=model_cards, study=MODEL_CARDS),
     "moshi-stage1": Recipe(configure=moshi_stage1, study=spoken_study("moshi")),
+    "qwen-mimi-stage1": Recipe(configure=qwen_mimi_stage1, study=spoken_study("qwen-mimi")),
     "rope-reset": Recipe(configure=rope_reset, study=ENDLESS),
 }
 

@@ -6,27 +6,12 @@ from dataclasses import dataclass
 
 from backbones.moshi import MoshiConfig
 from experiments.data.framing import UNITS_PER_FRAME
-from experiments.spoken.configuration import SpokenExperiment, TrainingPlan, require_positive
+from experiments.spoken.configuration import SpokenExperiment
+from experiments.spoken.frame_training import FrameTraining
 
 
-@dataclass(frozen=True, kw_only=True)
-class MoshiTraining(TrainingPlan):
-    """Everything is trained, or the mixers of the upper layers and the depth transformer.
-
-    text_padding_weight: weight in the training loss of a frame without text, 1 for a text token. They are four frames
-        in five; Moshi's own training halves their weight too (Defossez et al. 2024, section 4.4).
-    audio_frames_per_step: frames whose units the depth transformer is trained on in one step, drawn by the step's own
-        seed from all real ones, silent ones too. It runs once for every codebook of a frame.
-    """
-
-    text_padding_weight: float = 0.5
-    audio_frames_per_step: int = 256
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self, "text_padding_weight")
-        if self.audio_frames_per_step < 0:
-            raise ValueError(f"audio_frames_per_step must be at least 0, got {self.audio_frames_per_step}")
+class MoshiTraining(FrameTraining):
+    """Of frames; the depth transformer is what says their codes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,23 @@
+"""Qwen + Mimi on spoken conversations: frame by frame it hears the user, writes its own text, and says it in codes."""
+
+from __future__ import annotations
+
+from experiments.spoken import metric_names as spoken_names
+from experiments.spoken.backbone import SpokenBackbone
+from experiments.spoken.qwen_mimi.loader import QwenMimiLoader
+from experiments.spoken.qwen_mimi.model import build_model, check_data, memory_of, save_difference, ttt_layers_of
+from experiments.spoken.qwen_mimi.module import QwenMimiModule
+from experiments.spoken.qwen_mimi.sample import save_sample
+
+BACKBONE = SpokenBackbone(
+    check_data=check_data,
+    build_model=build_model,
+    memory_of=memory_of,
+    loader=QwenMimiLoader,
+    module=QwenMimiModule,
+    ttt_layers=ttt_layers_of,
+    save_difference=save_difference,
+    save_sample=save_sample,
+    speech_loss=spoken_names.VALIDATION_AUDIO_LOSS,
+    speech_loss_title="nats per speech code",
+)
