@@ -35,7 +35,7 @@ def draw_rocs(folder: Path, experiment: DetectorExperiment, views: Mapping[str, 
             xlabel="share of clean windows above the threshold", ylabel="share of gibberish windows above it",
             xscale="log", xlim=(LOWEST_DRAWN, 1), ylim=(-0.02, 1.02),
         )  # fmt: skip
-        axes.legend(fontsize="x-small", title="damage (area)", title_fontsize="x-small", loc="lower right")
+        axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
     return _saved(figure, folder / "roc.png")
 
 
@@ -54,12 +54,12 @@ def draw_examples(folder: Path, experiment: DetectorExperiment, views: Mapping[s
             title=name, xlabel="seconds of the stream (end of the window)", yscale="log",
             ylabel="distance from speech (1: a measure's limit)",
         )  # fmt: skip
-        axes.legend(fontsize="x-small")
+        axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
     return _saved(figure, folder / "example_streams.png")
 
 
 def _panels(experiment: DetectorExperiment, views: Mapping[str, ViewFindings], what: str) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(5.4 * len(views), 4.6), layout="constrained")
+    figure = Figure(figsize=(5.4 * len(views), 5.2), layout="constrained")
     seeds = max(len(view.evaluations) for view in views.values())
     figure.suptitle(f"{experiment.recipe} ({experiment.scale}, seeds: {seeds}): {what}")
     panels = list(np.atleast_1d(figure.subplots(1, len(views))))
