@@ -17,6 +17,8 @@ from recipe_commands import FinishedCommand, run_command
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from backbones.speech import expand_repeats
+from experiments.data.synthetic import build_conversations
 from experiments.harness.identity import fingerprint
 from experiments.harness.study import SCALES
 from experiments.quality.configuration import DetectorExperiment
@@ -25,8 +27,10 @@ from experiments.quality.detector import GibberishDetector, _count_alarms, _lowe
 from experiments.quality.evaluation import FALSE_POSITIVE_RATES, Evaluation, WatchedStream, evaluate
 from experiments.quality.limits import deviation, fit_limits
 from experiments.quality.ngram import NgramModel
+from experiments.quality.real_streams import is_known_sentence, sound_stream, text_stream, unit_stream
 from experiments.quality.results import findings, parent_metrics, poisson_rate
 from experiments.quality.symbol_measures import SymbolWindow, measure_symbols
+from experiments.quality.views import draw_onset
 from experiments.quality.windows import SymbolBlock, Window, at_rate, measure_field
 from experiments.recipes import RECIPES
 
@@ -306,6 +310,30 @@ def test_the_smoke_run_says_of_every_view_and_kind_what_it_is_worth(ran: Finishe
         assert detector.threshold == logged.metrics["detector/threshold"]
     assert (ran.run_folder / "table.txt").read_text().strip() in ran.output
     assert {path.name for path in (ran.run_folder / "figures").iterdir()} == {"roc.png", "example_streams.png"}
+
+
+def test_real_streams_keep_the_conversations_clock(ran: FinishedCommand) -> None:
+    config = RECIPES["gibberish-detector"].configure(scale="smoke", seed=0)
+    assert isinstance(config, DetectorExperiment)
+    dataset = build_conversations(config.spec_of(0), ran.folder / "data_cache", progress=False)
+    turns = dataset[6].turns
+    units, text, sound = unit_stream(dataset, 6), text_stream(dataset, 6), np.concatenate([*sound_stream(dataset, 6)])
+    assert len(sound) / 16_000 == pytest.approx(turns[-1].end_s, abs=0.01)
+    assert len(units) / 50 == pytest.approx(turns[-1].end_s, abs=0.05)
+    own = expand_repeats(*dataset.pool.units(turns[-1].utterance_id)).numpy()
+    assert np.array_equal(units[-len(own) :], own)
+    first = int(np.searchsorted(text.seconds, turns[-1].start_s))
+    assert text.symbols[first:].tolist() == [*dataset.tokenizer.encode(turns[-1].text), dataset.tokenizer.eos_id]
+    known = [turn for turn in turns if is_known_sentence(turn, 0.5)]
+    assert 0 < len(known) < len(turns)
+    spoken_units = [expand_repeats(*dataset.pool.units(turn.utterance_id)) for turn in known]
+    kept = unit_stream(dataset, 6, lambda turn: is_known_sentence(turn, 0.5))
+    pauses = sum(b.start_s - a.end_s for a, b in itertools.pairwise(turns) if b in known)
+    expected = sum(map(len, spoken_units)) + 50 * (pauses + (turns[0].start_s if turns[0] in known else 0.0))
+    assert len(kept) == pytest.approx(expected, abs=2 + len(known) / 2)
+    onsets = [draw_onset(dataset, 6, (16.0, 25.0), np.random.default_rng(seed)) for seed in range(20)]
+    assert len(set(onsets)) == 20 and all(16 <= onset_s <= 25 for onset_s in onsets)
+    assert all(any(turn.start_s + 1 <= onset_s <= turn.end_s for turn in turns) for onset_s in onsets)
 
 
 def test_the_page_of_findings_can_draw_it(ran: FinishedCommand) -> None:

@@ -132,7 +132,7 @@ def _of_kind(streams: Sequence[WatchedStream], speech: Sequence[float]) -> KindR
     ]
     truth = np.repeat([0, 1], [len(speech), len(gibberish)])
     scores = np.concatenate([speech, gibberish])
-    false_rates, true_rates, _ = roc_curve(truth, scores)
+    false_rates, true_rates, _ = roc_curve(truth, scores, drop_intermediate=False)
     return KindResult(
         auc=float(roc_auc_score(truth, scores)),
         true_positive_rates=tuple(_at_rates(false_rates, true_rates)),

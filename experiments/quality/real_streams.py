@@ -34,12 +34,17 @@ def is_known_sentence(turn: Turn, share: float) -> bool:
 
 def unit_stream(dataset: ConversationSet, index: int, wanted: TurnFilter = every_turn) -> Symbols:
     """Units (N,) at 50 Hz; pauses are the unit of silence. Turns that are not wanted are left out with their time."""
-    silence, parts, ended_s = silence_unit(dataset.codebook), [np.zeros(0, np.int64)], 0.0
+    silence, parts = silence_unit(dataset.codebook), [np.zeros(0, np.int64)]
+    given, ended_s, left_out_s = 0, 0.0, 0.0
     for turn in dataset[index].turns:
         if wanted(turn):
-            pause = max(0, round((turn.start_s - ended_s) * UNIT_RATE_HZ))
+            # From the stream's start, not from the turn before: whole units would add up to seconds.
+            pause = max(0, round((turn.start_s - left_out_s) * UNIT_RATE_HZ) - given)
             parts.append(np.full(pause, silence, np.int64))
             parts.append(expand_repeats(*dataset.pool.units(turn.utterance_id)).numpy())
+            given += len(parts[-2]) + len(parts[-1])
+        else:
+            left_out_s += turn.end_s - ended_s
         ended_s = turn.end_s
     return np.concatenate(parts)
 

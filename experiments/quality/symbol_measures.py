@@ -59,7 +59,7 @@ def measure_symbols(
     past, count = np.zeros(0, np.int64), 0
     for start_s, end_s, symbols, _ in cut_symbols(blocks, window_s):
         checked = checked_symbols(symbols, model.vocabulary_size)
-        yield _measured(start_s, end_s, checked, past, model)
+        yield _measured(start_s, end_s, checked, past, model, remembered_symbols)
         count += len(checked)
         joined = np.concatenate([past, checked])
         past = joined[max(0, len(joined) - max(remembered_symbols, model.order - 1)) :]
@@ -67,12 +67,14 @@ def measure_symbols(
         raise ValueError(f"the stream has {count} symbols in whole windows; nothing can be measured below 2")
 
 
-def _measured(start_s: float, end_s: float, symbols: Symbols, past: Symbols, model: NgramModel) -> SymbolWindow:
+def _measured(
+    start_s: float, end_s: float, symbols: Symbols, past: Symbols, model: NgramModel, remembered: int
+) -> SymbolWindow:
     per_second = len(symbols) / (end_s - start_s)
     if len(symbols) < FEWEST_SYMBOLS:
         nothing = dict.fromkeys(finest_differences(SymbolWindow), math.nan)
         return SymbolWindow(start_s=start_s, end_s=end_s, **nothing | {"symbols_per_second": per_second})
-    repeated, longest = repetition(symbols, past)
+    repeated, longest = repetition(symbols, past[max(0, len(past) - remembered) :])
     return SymbolWindow(
         start_s=start_s,
         end_s=end_s,
