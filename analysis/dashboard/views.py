@@ -175,6 +175,28 @@ MINI_BATCH_LEAK = View(
     columns=("leak/*_loss_nats", "leak/largest_logit_difference"),
 )
 
+GIBBERISH_DETECTOR = View(
+    key="gibberish-detector",
+    title="How surely gibberish is told",
+    recipes=("gibberish-detector",),
+    sections=(
+        section("What each view tells from speech (area under the ROC)", bars("auc_by_kind/*")),
+        section(
+            "Whether it says when",
+            bars("share_of_onsets_by_kind/*", "delay_seconds_by_kind/*"),
+        ),
+        section(
+            "How often it is wrong",
+            bars("detector/false_alarms", "detector/clean_hours", "detector/calibrated_hours", "detector/threshold"),
+        ),
+        section(
+            "What every view costs",
+            bars("speed/seconds_per_hour_of_stream", "memory/peak_bytes", "memory/peak_bytes_above_start"),
+        ),
+    ),
+    columns=("detector/false_alarms", "detector/clean_hours", "auc_by_kind/*"),
+)
+
 MEMORY = View(
     key="memory",
     title="Bytes of a conversation",
@@ -280,6 +302,7 @@ VIEWS: tuple[View, ...] = (
     INSTABILITY,
     GIBBERISH,
     MINI_BATCH_LEAK,
+    GIBBERISH_DETECTOR,
     MEMORY,
     ADAPTER_SIZE,
     MODEL_CARDS,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from analysis.pictures import by_bucket, counted, drift, inner_weights, memory, streams, wraparound
+from analysis.pictures import by_bucket, counted, detector, drift, inner_weights, memory, streams, wraparound
 from analysis.pictures.drawing import Picture
 
 SUSPECTS = ("sound", "wrap", "bf16", "age", "leak", "everything")
@@ -106,6 +106,16 @@ SECTIONS = (
         (
             _shown(inner_weights.inner_weights, statistic="W1_max"),
             _shown(inner_weights.inner_weights, statistic="inner_loss"),
+        ),
+    ),
+    Section(
+        "gibberish-detector", "How surely, and how soon, is gibberish told without a judge?",
+        (
+            _shown(detector.roc, view="units"),
+            _shown(detector.roc, view="text"),
+            _shown(detector.roc, view="sound"),
+            _shown(detector.area_by_kind, view="sound"),
+            _shown(detector.example_stream, view="units"),
         ),
     ),
     Section(

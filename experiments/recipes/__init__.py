@@ -14,10 +14,12 @@ from experiments.harness.study import Experiment, Scale, Study
 from experiments.instability.study import INSTABILITY
 from experiments.memory.study import MEMORY
 from experiments.mini_batch_leak.study import MINI_BATCH_LEAK
+from experiments.quality.study import DETECTOR
 from experiments.recipes.adapter_size import adapter_size
 from experiments.recipes.bf16_drift import bf16_drift
 from experiments.recipes.endless_stream import endless_stream
 from experiments.recipes.gibberish import gibberish
+from experiments.recipes.gibberish_detector import gibberish_detector
 from experiments.recipes.instability import instability
 from experiments.recipes.kv_wraparound import kv_wraparound
 from experiments.recipes.llama_omni_stage1 import llama_omni_stage1
@@ -50,6 +52,7 @@ RECIPES: dict[str, Recipe] = {
     "bf16-drift": Recipe(configure=bf16_drift, study=DRIFT),
     "endless-stream": Recipe(configure=endless_stream, study=ENDLESS),
     "gibberish": Recipe(configure=gibberish, study=GIBBERISH),
+    "gibberish-detector": Recipe(configure=gibberish_detector, study=DETECTOR),
     "instability": Recipe(configure=instability, study=INSTABILITY),
     "kv-wraparound": Recipe(configure=kv_wraparound, study=WRAPAROUND),
     "llama-omni-stage1": Recipe(configure=llama_omni_stage1, study=spoken_study("llama-omni")),
