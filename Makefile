@@ -43,7 +43,7 @@ endif
 
 help: ## list every target and every recipe
 	@echo "Targets:"
-	@awk -F ':.*## ' '/^[a-z][a-zA-Z%-]*:.*## / { sub("%", "NAME", $$1); printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z][a-zA-Z%-]*:.*## / { sub("%", "NAME", $$1); printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 	@echo "Recipes (make exp-NAME SCALE=smoke|cpu|gpu|full SEED=0 [ARM=...] [WEIGHTS=...] [RESUME=1] [ARGS=...]):"
 	@awk 'FNR == 1 { name = FILENAME; sub(".*/", "", name); sub("[.]py$$", "", name); gsub("_", "-", name); \
 		line = $$0; gsub("^[rR]?\"\"\"|\"\"\"$$", "", line); printf "  make exp-%-22s %s\n", name, line }' \

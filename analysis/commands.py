@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from analysis.eligibility import digests_from_git
+from analysis.eligibility import digests_from_git, has_whole_history
 from analysis.evidence import Evidence, evidence_of, faults_in, joined, read_evidence, write_evidence
 from analysis.findings import FINDINGS_FILE, Places, differences, verdicts, write_findings
 from analysis.ledger import load_ledger
@@ -33,7 +33,7 @@ def write(arguments: argparse.Namespace) -> int:
     places = Places(root=arguments.root)
     ledger, old = load_ledger(places.claims), read_evidence(places.evidence)
     if arguments.from_evidence:
-        evidence = joined(Evidence(left_out=old.left_out), old, ledger)
+        evidence = joined(Evidence(), old, ledger)
         edited = sorted({row.claim for row in old.tests} - {row.claim for row in evidence.tests})
         if edited:
             print(f"{', '.join(edited)}: edited after their runs, so untested again; their evidence is dropped")
@@ -50,11 +50,11 @@ def write(arguments: argparse.Namespace) -> int:
         measured, left_out = measure(ledger, store, digests_from_git(places.root), tell=print)
         evidence = evidence_of(measured, left_out)
         if not arguments.drop_other_stores:
-            evidence = joined(evidence, old, ledger)
+            evidence = joined(evidence, old, ledger, {run.run_id for run in store.runs()})
         for row in evidence.left_out:
             print(f"does not count: {row.recipe} {row.scale} {row.run_id[:8]} for {row.claims}: {row.reason}")
+    write_findings(places, ledger, evidence)  # first: it refuses a README.md without a place for it
     write_evidence(evidence, places.evidence)
-    write_findings(places, ledger, evidence)
     for claim, found in verdicts(ledger, evidence).items():
         print(f"{claim}  {'; '.join(f'{each.text} ({each.scale})' if each.scale else each.text for each in found)}")
     print(f"wrote {FINDINGS_FILE}, {places.evidence.name}/ and the findings in README.md; commit them together")
@@ -63,7 +63,10 @@ def write(arguments: argparse.Namespace) -> int:
 
 def verify(arguments: argparse.Namespace) -> int:
     """`verify-findings`: 0 where everything follows from the evidence, 1 where it does not."""
-    faults = differences(Places(root=arguments.root))
+    digests_at = digests_from_git(arguments.root) if has_whole_history(arguments.root) else None
+    if digests_at is None:
+        print("not checked: the claims at the commits of the runs, which this checkout does not have")
+    faults = differences(Places(root=arguments.root), digests_at)
     for fault in faults:
         print(fault)
     if faults:

@@ -125,6 +125,12 @@ def digests_from_git(root: Path) -> DigestsAt:
     return digests_at
 
 
+def has_whole_history(root: Path) -> bool:
+    """Whether every commit can be looked up at `root`: False in a shallow clone, and where there is no repository."""
+    is_repository, shallow = _git(root, "rev-parse", "--is-shallow-repository")
+    return is_repository and shallow.strip() == "false"
+
+
 def _git(root: Path, *arguments: str) -> tuple[bool, str]:
     """Whether git did it, and what it printed."""
     try:

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -146,15 +146,24 @@ def evidence_of(measured: Iterable[Measurement], left_out: Iterable[LeftOut]) ->
     return _sorted(tests, seeds, _left_out_rows(left_out))
 
 
-def joined(new: Evidence, old: Evidence, ledger: Ledger) -> Evidence:
+def joined(new: Evidence, old: Evidence, ledger: Ledger, judged: Collection[str] = ()) -> Evidence:
     """The new rows, and of the old ones those that another store gave: of tests that the new ones do not hold, at
-    scales that they do not hold, of claims whose entry is still what it was."""
+    scales that they do not hold, of claims whose entry is still what it was.
+
+    judged: runs of the new rows' store, counted or not. What an old row says of one of them is out of date.
+    """
     digests = {claim.id: claim.digest for claim in ledger.claims}
-    have = {row.key for row in new.tests}
-    kept = [row for row in old.tests if row.key not in have and digests.get(row.claim) == row.claim_digest]
+    have, here = {row.key for row in new.tests}, set(judged)
+    kept = [
+        row
+        for row in old.tests
+        if row.key not in have and row.run_id not in here and digests.get(row.claim) == row.claim_digest
+    ]
     keys = {row.key for row in kept}
     return _sorted(
-        [*new.tests, *kept], [*new.seeds, *(row for row in old.seeds if row.key in keys)], list(new.left_out)
+        [*new.tests, *kept],
+        [*new.seeds, *(row for row in old.seeds if row.key in keys)],
+        [*new.left_out, *(row for row in old.left_out if row.run_id not in here)],
     )
 
 
@@ -196,6 +205,19 @@ def faults_in(evidence: Evidence, ledger: Ledger) -> list[str]:
         else:
             found = _faults_of_row(row, claim.test(row.test), of_seeds.get(row.key, []))
             faults += [f"{_named(row.key)}: {fault}" for fault in found]
+    return faults
+
+
+def faults_of_commits(evidence: Evidence, digests_at: Callable[[str], Mapping[str, str] | None]) -> list[str]:
+    """Rows whose commit this repository does not have, or at whose commit the claim read otherwise."""
+    faults: list[str] = []
+    for row in evidence.tests:
+        digests = digests_at(row.commit)
+        if digests is None:
+            faults.append(f"{_named(row.key)}: this repository has no commit {row.commit!r} that it could be a run of")
+        elif digests.get(row.claim) != row.claim_digest:
+            then = digests.get(row.claim, "not there")
+            faults.append(f"{_named(row.key)}: at commit {row.commit} the entry of {row.claim} was {then}")
     return faults
 
 
@@ -279,7 +301,11 @@ def _cell(value: object) -> str:
 def _rows(path: Path, kind: type[Row]) -> list[Row]:
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is no UTF-8 text ({error}); run make findings") from error
+    with io.StringIO(text, newline="") as file:
         reader = csv.DictReader(file)
         expected = [each.name for each in fields(kind)]
         if reader.fieldnames is None or list(reader.fieldnames) != expected:
@@ -289,6 +315,8 @@ def _rows(path: Path, kind: type[Row]) -> list[Row]:
 
 def _values(row: Mapping[str, str | None], kind: type[Any], where: str) -> dict[str, Any]:
     read: dict[str, Any] = {"str": str, "int": int, "float": lambda text: float(text) if text else math.nan}
+    if None in row:
+        raise ValueError(f"{where} has more cells than there are columns; run make findings")
     try:
         return {each.name: read[str(each.type)](row[each.name]) for each in fields(kind)}
     except (TypeError, ValueError) as error:

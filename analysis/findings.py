@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.evidence import Evidence, EvidenceRow, faults_in, read_evidence
+from analysis.eligibility import DigestsAt
+from analysis.evidence import Evidence, EvidenceRow, faults_in, faults_of_commits, read_evidence
 from analysis.ledger import CLAIMS_FILE, Claim, ClaimTest, Ledger, load_ledger
 from analysis.runs import PRETRAINED, SCALES
 from analysis.verdicts import Outcome, Verdict, outcome_of, verdicts_of
@@ -126,20 +127,31 @@ def with_findings(readme: str, short: str) -> str:
 
 def write_findings(places: Places, ledger: Ledger, evidence: Evidence) -> None:
     """FINDINGS.md, and the table in README.md. Raises ValueError where README.md has no place for it."""
-    readme = with_findings(places.readme.read_text(encoding="utf-8"), render_short(ledger, evidence))
+    readme = with_findings(_readme(places), render_short(ledger, evidence))
     places.findings.write_text(render_findings(ledger, evidence), encoding="utf-8")
     places.readme.write_text(readme, encoding="utf-8")
 
 
-def differences(places: Places) -> list[str]:
-    """What keeps FINDINGS.md and README.md from following from claims and evidence; empty if nothing does."""
+def _readme(places: Places) -> str:
+    if not places.readme.is_file():
+        raise ValueError(f"there is no {places.readme.name} for the table of findings; it belongs to the repository")
+    return places.readme.read_text(encoding="utf-8")
+
+
+def differences(places: Places, digests_at: DigestsAt | None) -> list[str]:
+    """What keeps FINDINGS.md and README.md from following from claims and evidence; empty if nothing does.
+
+    digests_at: the claims at the commits of the runs; None where they cannot be looked up.
+    """
     ledger, evidence = load_ledger(places.claims), read_evidence(places.evidence)
     faults = [f"{EVIDENCE_FOLDER}: {fault}" for fault in faults_in(evidence, ledger)]
+    if digests_at is not None:
+        faults += [f"{EVIDENCE_FOLDER}: {fault}" for fault in faults_of_commits(evidence, digests_at)]
     if not places.findings.is_file():
         return [*faults, f"there is no {FINDINGS_FILE}; write it with: make findings"]
     written, follows = places.findings.read_text(encoding="utf-8"), render_findings(ledger, evidence)
     faults += _line_differences(FINDINGS_FILE, written, follows)
-    readme = places.readme.read_text(encoding="utf-8")
+    readme = _readme(places)
     return faults + _line_differences("README.md", readme, with_findings(readme, render_short(ledger, evidence)))
 
 

@@ -110,7 +110,10 @@ def parse_ledger(text: str, name: str = CLAIMS_FILE) -> Ledger:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{name} is no TOML: {error}") from error
     _only(content, ("planned_recipes", "claim"), name)
-    claims = tuple(_claim(entry, f"{name}: {entry.get('id', 'a claim without id')}") for entry in content["claim"])
+    entries = content.get("claim")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{name} holds no tables [[claim]]; it has {', '.join(content) or 'nothing'}")
+    claims = tuple(_claim(entry, f"{name}: {entry.get('id', 'a claim without id')}") for entry in entries)
     ids = [claim.id for claim in claims]
     if ids != sorted(set(ids)):
         raise ValueError(f"{name}: claims must stand by rising id, each once; they stand as {', '.join(ids)}")

@@ -79,7 +79,7 @@ def measure_test(
     if test.source == "arms":
         return _over_seeds(claim, test, runs)
     left_out = []
-    for run in runs:
+    for place, run in enumerate(runs):
         holder = run.parent
         if test.source == "arm":
             of_arm = run.of_arm(test.arm)
@@ -94,6 +94,8 @@ def measure_test(
         if interval is None:
             left_out.append(left_out_of(claim, test.recipe, run, reason))
             continue
+        speaks = f"run {run.parent.run_id[:8]} of the same scale is newer and speaks"
+        left_out += [left_out_of(claim, test.recipe, older, speaks) for older in runs[place + 1 :]]
         return _measurement(claim, test, run.scale, interval, holder), left_out
     return None, left_out
 

@@ -80,7 +80,10 @@ def verdict_at(claim: Claim, scale: str, intervals: Mapping[str, Interval]) -> V
     holds = tuple(when for when, outcome in by_regime.items() if outcome == Outcome.CONFIRMED)
     fails = tuple(when for when, outcome in by_regime.items() if outcome == Outcome.REFUTED)
     if holds and fails:
-        outcome, text = Outcome.UNDECIDED, f"holds only when {'; or when '.join(holds)}"
+        is_all = len(holds) + len(fails) == len(by_regime)
+        still_open = "" if is_all else f" (undecided in {len(by_regime) - len(holds) - len(fails)} of {len(by_regime)})"
+        outcome = Outcome.UNDECIDED
+        text = f"holds {'only ' if is_all else ''}when {'; or when '.join(holds)}{still_open}"
     elif len(holds) == len(by_regime):
         outcome, text = Outcome.CONFIRMED, "confirmed"
     elif len(fails) == len(by_regime):

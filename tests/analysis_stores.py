@@ -14,6 +14,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 from mlflow import MlflowClient
 
 from analysis.__main__ import main
+from analysis.eligibility import digests_from_git
 from analysis.evidence import read_evidence
 from analysis.findings import README_END, README_START, Places, verdicts
 from analysis.ledger import load_ledger
@@ -82,6 +83,9 @@ class Checkout:
     @property
     def places(self) -> Places:
         return Places(root=self.root)
+
+    def digests_at(self, commit: str) -> Mapping[str, str] | None:
+        return digests_from_git(self.root)(commit)
 
     @property
     def uri(self) -> str:

@@ -229,3 +229,30 @@ def test_evidence_of_another_store_is_kept(checkout: Checkout, tmp_path: Path, e
     assert "**confirmed**; cpu: refuted | gpu / gpu" in page and verify(checkout) == 0
     assert main(["findings", "--root", str(checkout.root), "--store", elsewhere.uri, "--drop-other-stores"]) == 0
     assert "**refuted** | cpu / gpu" in checkout.places.findings.read_text()
+
+
+def test_a_run_that_no_longer_counts_takes_its_evidence_with_it(checkout: Checkout) -> None:
+    run_id = checkout.run("drift", RISES, THREE_ARMS)
+    assert judged(checkout)["T01"] == [("cpu", "confirmed")]
+    checkout.client.set_tag(run_id, "git_dirty", "true")
+    assert judged(checkout)["T01"] == [("", "untested")]
+
+
+def test_an_older_run_that_counts_is_named_with_the_one_that_speaks(checkout: Checkout) -> None:
+    older = checkout.run("drift", RISES, THREE_ARMS)
+    newer = checkout.run("drift", FALLS, THREE_ARMS)
+    assert judged(checkout)["T01"] == [("cpu", "refuted")]
+    [row] = [row for row in read_evidence(checkout.places.evidence).left_out if "T01" in row.claims]
+    assert row.run_id == older and f"run {newer[:8]} of the same scale is newer" in row.reason
+
+
+def test_a_store_of_smoke_runs_alone_changes_nothing(checkout: Checkout, tmp_path: Path, empty_store: Path) -> None:
+    checkout.run("drift", RISES, THREE_ARMS)
+    checkout.run("drift", RISES, THREE_ARMS, adhoc="true")
+    assert findings(checkout) == 0
+    before = {path.name: path.read_text() for path in checkout.places.evidence.glob("*.csv")}
+    other = Checkout.make(tmp_path / "other", empty_store)
+    other.run("drift", FALLS, THREE_ARMS, scale="smoke")
+    assert main(["findings", "--root", str(checkout.root), "--store", other.uri]) == 0
+    assert {path.name: path.read_text() for path in checkout.places.evidence.glob("*.csv")} == before
+    assert "adhoc" in before["left_out.csv"] or "by hand" in before["left_out.csv"]

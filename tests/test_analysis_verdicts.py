@@ -90,6 +90,14 @@ def test_the_verdict_of_several_tests(intervals: dict[str, Interval], expected: 
     assert verdict_at(claim, "cpu", intervals).text == expected
 
 
+@pytest.mark.parametrize("third", [{}, {"c": OPEN}])
+def test_only_is_said_where_every_regime_is_decided(third: dict[str, Interval]) -> None:
+    claim = a_claim([a_test("a", "early"), a_test("b", "late"), a_test("c", "always")])
+    verdict = verdict_at(claim, "cpu", {"a": YES, "b": NO} | third)
+    assert verdict.text == "holds when early (undecided in 1 of 3)"
+    assert verdict_at(claim, "cpu", {"a": YES, "b": NO, "c": NO}).text == "holds only when early"
+
+
 def test_the_largest_scale_comes_first_and_no_scale_lends_its_verdict_to_another() -> None:
     found = verdicts_of(GROWS, {"cpu": {"growth": interval(0.1, 0.2)}, "gpu": {"growth": interval(0.0, 0.1)}})
     assert [(each.scale, each.outcome) for each in found] == [

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from analysis_stores import RISES, THREE_ARMS, Checkout, findings, judged, verify
+from analysis_stores import CLAIMS, RISES, THREE_ARMS, Checkout, findings, judged, verify
 
 from analysis.__main__ import main
 from analysis.evidence import read_evidence
@@ -42,31 +43,43 @@ def _drop_last_line(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def verified(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> dict[str, str]:
-    """{path: text} of a repository whose findings verify."""
+def verified(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
+    """A repository whose findings verify."""
     checkout = Checkout.make(tmp_path_factory.mktemp("verified") / "repository", empty_store)
     checkout.run("drift", RISES, THREE_ARMS)
     checkout.run("drift", RISES, THREE_ARMS, adhoc="true")
     arms = {(arm, seed): {"recall/far": float(arm == "ttt")} for arm in ("ttt", "window") for seed in (0, 1, 2)}
     checkout.run("recall", {}, arms)
-    assert findings(checkout) == 0 and differences(checkout.places) == []
-    files = [*checkout.places.evidence.glob("*.csv"), checkout.places.findings, checkout.places.readme]
-    return {path.relative_to(checkout.root).as_posix(): path.read_text() for path in [*files, checkout.places.claims]}
+    assert findings(checkout) == 0 and differences(checkout.places, checkout.digests_at) == []
+    return checkout.root
 
 
 @pytest.mark.parametrize("what", TAMPERED)
-def test_whatever_is_changed_by_hand_is_found(verified: dict[str, str], tmp_path: Path, what: str) -> None:
-    checkout = Checkout.make(tmp_path / "repository", None)
-    for path, text in verified.items():
-        (checkout.root / path).parent.mkdir(exist_ok=True)
-        (checkout.root / path).write_text(text)
-    if what == "a commit":  # the head of this copy is another one
-        commit = read_evidence(checkout.places.evidence).tests[0].commit
-        changed(checkout.places.evidence / "tests.csv", commit, "f" * 40)
-    else:
-        assert verify(checkout) == 0
-        TAMPERED[what](checkout)
+def test_whatever_is_changed_by_hand_is_found(verified: Path, tmp_path: Path, what: str) -> None:
+    checkout = copied(verified, tmp_path)
+    assert verify(checkout) == 0
+    TAMPERED[what](checkout)
     assert verify(checkout) == 1
+
+
+def copied(verified: Path, tmp_path: Path) -> Checkout:
+    shutil.copytree(verified, tmp_path / "repository")
+    return Checkout(root=tmp_path / "repository")
+
+
+def test_numbers_made_up_for_a_commit_that_is_none_or_said_otherwise_are_found(
+    verified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkout = copied(verified, tmp_path)
+    claimed = checkout.head
+    checkout.commit(CLAIMS.replace("The loss grows", "The loss never grows"))
+    otherwise = checkout.head
+    checkout.commit(CLAIMS)
+    for commit, why in (("f" * 40, "this repository has no commit"), (otherwise, "the entry of T01 was")):
+        changed(checkout.places.evidence / "tests.csv", claimed, commit)
+        assert main(["findings", "--root", str(checkout.root), "--from-evidence"]) == 0
+        assert verify(checkout) == 1 and why in capsys.readouterr().out
+        changed(checkout.places.evidence / "tests.csv", commit, claimed)
 
 
 @pytest.mark.parametrize(
@@ -79,13 +92,10 @@ def test_whatever_is_changed_by_hand_is_found(verified: dict[str, str], tmp_path
     ],
 )
 def test_evidence_that_contradicts_itself_or_the_claims_cannot_be_written_up(
-    verified: dict[str, str], tmp_path: Path, what: str, message: str, capsys: pytest.CaptureFixture[str]
+    verified: Path, tmp_path: Path, what: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without this, writing FINDINGS.md anew would hide what was changed."""
-    checkout = Checkout.make(tmp_path / "repository", None)
-    for path, text in verified.items():
-        (checkout.root / path).parent.mkdir(exist_ok=True)
-        (checkout.root / path).write_text(text)
+    checkout = copied(verified, tmp_path)
     if what == "an end that is none":
         changed(checkout.places.evidence / "tests.csv", "0.07,", "0.081,")
     else:
@@ -94,15 +104,37 @@ def test_evidence_that_contradicts_itself_or_the_claims_cannot_be_written_up(
     assert message in capsys.readouterr().err
 
 
-def test_verdicts_need_no_store(verified: dict[str, str], tmp_path: Path) -> None:
-    checkout = Checkout.make(tmp_path / "repository", None)
-    for path, text in verified.items():
-        if path != "FINDINGS.md":
-            (checkout.root / path).parent.mkdir(exist_ok=True)
-            (checkout.root / path).write_text(text)
+def test_verdicts_need_no_store(verified: Path, tmp_path: Path) -> None:
+    checkout = copied(verified, tmp_path)
+    (checkout.root / "runs" / "mlflow.db").unlink()
+    written = checkout.places.findings.read_text()
+    checkout.places.findings.unlink()
     assert verify(checkout) == 1  # nothing is written yet
     assert main(["findings", "--from-evidence", "--root", str(checkout.root)]) == 0
-    assert checkout.places.findings.read_text() == verified["FINDINGS.md"] and verify(checkout) == 0
+    assert checkout.places.findings.read_text() == written and verify(checkout) == 0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda c: c.places.readme.unlink(), "there is no README.md"),
+        (lambda c: c.places.claims.write_text(""), "holds no tables [[claim]]"),
+        (lambda c: c.places.claims.write_text("claim = [1]"), "holds no tables [[claim]]"),
+        (lambda c: changed(c.places.evidence / "tests.csv", "0.07,", "0.07,9,"), "more cells than there are columns"),
+        (lambda c: (c.places.evidence / "tests.csv").write_bytes(b"\xff"), "tests.csv is no UTF-8 text"),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(
+    verified: Path, tmp_path: Path, spoil: Callable[[Checkout], None], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkout = copied(verified, tmp_path)
+    spoil(checkout)
+    kept = (checkout.places.evidence / "tests.csv").read_bytes()
+    for command in ("verify-findings", "findings"):
+        options = ["--store", checkout.uri] if command == "findings" else []
+        assert main([command, "--root", str(checkout.root), *options]) == 2
+        assert message in capsys.readouterr().err
+    assert (checkout.places.evidence / "tests.csv").read_bytes() == kept
 
 
 def test_without_any_evidence_all_claims_are_untested_and_that_verifies(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ def run_experiment(config: Experiment, study: Study, options: RunOptions) -> int
     print(f"{config.recipe} at scale {config.scale}, seed {config.seed}: {count} -> {folder}", flush=True)
     data = study.prepare(config, options)
     sources = study.data_sources(config, data)
+    if config.scale != "smoke" and tracking.code_version()[1] != "false":
+        print("note: this checkout has changes, or is none of git: the run will not count as evidence", flush=True)
     parent = _open_parent(config, folder, uri, experiment_id, sources, options)
     every = _tasks(
         config, study, config.arm_names, folder, (uri, experiment_id, parent.run_id), (data, sources), options

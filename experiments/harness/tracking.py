@@ -151,7 +151,8 @@ class RunLogger(MLFlowLogger):
         client = MlflowClient(uri)
         commit, dirty = code_version()
         before = client.get_run(run_id).data.tags
-        if (commit, dirty) != (before.get("git_commit"), before.get("git_dirty")):
+        ours = (commit, dirty, software())
+        if ours != tuple(before.get(name) for name in ("git_commit", "git_dirty", "software")):
             client.set_tag(run_id, "resumed_at_git_commit", commit)
             client.set_tag(run_id, "git_dirty", "true")
         client.update_run(run_id, status="RUNNING")

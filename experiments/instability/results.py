@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from experiments.harness import metric_names as names
 from experiments.harness import tracking
-from experiments.harness.estimates import Estimate, estimate
+from experiments.harness.estimates import Estimate, estimate, share_of_seeds
 from experiments.harness.study import FinishedArm
 from experiments.instability.arm import ALARM_STEP, DIVERGED, INNER_LOSS_FALLS, LARGEST_W1, STEP_ABOVE
 from experiments.instability.configuration import Arm, InstabilityExperiment
@@ -98,7 +98,9 @@ def arm_findings(experiment: InstabilityExperiment, runs: Sequence[JudgedRun], n
     }
     if experiment.arm_named(name).cures is not None:
         ill = {run.seed for run in of_arm(runs, experiment.arm_named(name).cures or "") if run.is_lost}
-        found["cured_share"] = over(lambda run: float(not run.is_lost), [run for run in own if run.seed in ill])
+        cured = share_of_seeds([not run.is_lost for run in own if run.seed in ill])
+        share = cured.count / cured.seeds if cured.seeds else math.nan
+        found["cured_share"] = Estimate(mean=share, low=cured.low, high=cured.high, seeds=cured.seeds)
     return {what: value for what, value in found.items() if not math.isnan(value.mean)}
 
 

@@ -16,12 +16,12 @@ from experiments.memory.report import ArmRow, claims_table, memory_table, write_
 
 
 def prepare_memory(config: MemoryExperiment, options: RunOptions) -> None:
-    """Nothing is shared between arms; says what this machine leaves out."""
+    """Nothing is shared between arms. Raises ValueError where caches are to be filled and there is no GPU: a run that
+    left it out would be taken for one of its scale."""
     if config.allocation is not None and not torch.cuda.is_available():
-        print(
-            f"note: scale {config.scale} also fills caches at the published dimensions, which needs a CUDA GPU, and "
-            "there is none here: bytes are computed, and checked at small size",
-            flush=True,
+        raise ValueError(
+            f"scale {config.scale} fills caches at the published dimensions, which needs a CUDA GPU, and there is none "
+            "here; --scale cpu computes the same bytes and checks them at small size"
         )
 
 

@@ -5,7 +5,7 @@ Nothing is trained; dimensions are the published ones at every scale, and the sc
 
 smoke   a few of the arms
 cpu     all arms: bytes from the modules on the meta device, checked against what small streams really hold
-gpu     the same, and caches filled to 16k positions at the published dimensions (where there is a GPU)
+gpu     the same, and caches filled to 16k positions at the published dimensions (needs a GPU)
 full    filled to 48k positions, one conversation and four
 """
 
