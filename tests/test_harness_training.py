@@ -22,9 +22,10 @@ from experiments.harness.checkpoints import CheckpointWriteError
 from experiments.harness.stopping import DivergedRunError, InterruptedRunError
 from experiments.harness.weights import weights_digest
 from experiments.spoken.data_module import ConversationDataModule
+from experiments.spoken.decoder_module import next_labels
 from experiments.spoken.llama_omni.loader import LlamaOmniLoader
 from experiments.spoken.llama_omni.model import build_model, memory_of
-from experiments.spoken.llama_omni.module import LlamaOmniModule, next_labels
+from experiments.spoken.llama_omni.module import LlamaOmniModule
 from experiments.spoken.prepared_data import prepare_data
 
 # A run looks for a stop once in the validation before its first step, after each of the smoke scale's four steps,

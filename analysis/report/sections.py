@@ -53,6 +53,10 @@ SECTIONS = (
         (_shown(by_bucket.recall_by_distance), _shown(by_bucket.loss_by_position), _state_bytes()),
     ),
     Section(
+        "qwen-tts-stage1", "Qwen + TTS: does TTT remember what an equally large window forgets?",
+        (_shown(by_bucket.recall_by_distance), _shown(by_bucket.loss_by_position), _state_bytes()),
+    ),
+    Section(
         "gibberish", "Which of four suspects turns a long stream to gibberish?",
         (
             _shown(streams.along_stream, curve="word_excess_nats", views=SUSPECTS),

@@ -1,4 +1,4 @@
-"""Published Qwen folders, read from local files, with complaints that name what is missing."""
+"""Qwen language models: random ones, and published folders read from local files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 # Registers the model types of mounted models, so that what `save_pretrained` wrote of one is read as one.
 from backbones.mounting.families import FAMILIES as _MOUNTED_FAMILIES
-from backbones.qwen_tts.config import FAMILIES
+from backbones.qwen_tts.config import FAMILIES, QwenConfig
+from backbones.qwen_tts.rotary import give_exact_rotary
 
 CONFIG_FILE = "config.json"
 _UNREADABLE = (OSError, RuntimeError, KeyError, TypeError, ValueError, SafetensorError, StrictDataclassError)
@@ -25,8 +26,17 @@ _FAULTS = {
 _MOUNTED = tuple(f"ttt_{family.name}" for family in _MOUNTED_FAMILIES if family.name in FAMILIES)
 
 
+def random_llm(config: QwenConfig) -> PreTrainedModel:
+    """The language model with random weights and exact rotary tables."""
+    llm = AutoModelForCausalLM.from_config(config.llm_config())
+    give_exact_rotary(llm)
+    return llm
+
+
 def read_llm(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
     """The language model of a folder: a Qwen2 or a Qwen3, plain or as `save_checkpoint` wrote a mounted one.
+
+    Its rotary tables are exact: see `rotary.py`.
 
     dtype: None is the one it was saved in. Raises ValueError for a folder that is none, lacks files, or holds another
     model or weights that are not all of it.
@@ -44,6 +54,7 @@ def read_llm(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
     except _UNREADABLE as error:
         raise ValueError(f"the model in {folder} cannot be read: {error}; copy it there anew") from error
     _check_complete(folder, told)
+    give_exact_rotary(llm)
     return llm
 
 

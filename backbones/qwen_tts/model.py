@@ -8,12 +8,11 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from backbones.mounting import mount
-from backbones.qwen_tts.checkpoint import read_llm
+from backbones.qwen_tts.checkpoint import random_llm, read_llm
 from backbones.qwen_tts.config import QwenConfig
-from backbones.qwen_tts.rotary import give_exact_rotary
 from backbones.qwen_tts.stream import PREFILL_CHUNK, TextStep, TextStream, open_stream
 from backbones.qwen_tts.tokenizer import byte_tokenizer, checked_tokenizer, read_tokenizer
 from backbones.text import random_source
@@ -29,7 +28,9 @@ class QwenTTS(nn.Module):
     """A Qwen2 or Qwen3 text model and its tokenizer. `llm` is transformers' own: the part that TTT is mounted on."""
 
     def __init__(self, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raises ValueError for a tokenizer that is not Qwen's kind, or has more tokens than the model knows."""
+        """llm: from `random_llm` or `read_llm`, which give it exact rotary tables.
+
+        Raises ValueError for a tokenizer that is not Qwen's kind, or has more tokens than the model knows."""
         super().__init__()
         self.llm = llm
         self.tokenizer = checked_tokenizer(tokenizer)
@@ -38,13 +39,11 @@ class QwenTTS(nn.Module):
                 f"the tokenizer has {len(tokenizer)} tokens, the model knows {llm.config.vocab_size}: they do not "
                 "belong to each other"
             )
-        give_exact_rotary(llm)
 
     @classmethod
     def from_config(cls, config: QwenConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Self:
         """Random weights; the tokenizer is one of bytes where none is given."""
-        llm = AutoModelForCausalLM.from_config(config.llm_config())
-        return cls(llm, byte_tokenizer() if tokenizer is None else tokenizer)
+        return cls(random_llm(config), byte_tokenizer() if tokenizer is None else tokenizer)
 
     @classmethod
     def tiny(cls, *, seed: int = 0, **overrides: Any) -> Self:

@@ -22,6 +22,7 @@ from experiments.recipes.llama_omni_stage1 import llama_omni_stage1
 from experiments.recipes.memory import memory
 from experiments.recipes.mini_batch_leak import mini_batch_leak
 from experiments.recipes.moshi_stage1 import moshi_stage1
+from experiments.recipes.qwen_tts_stage1 import qwen_tts_stage1
 from experiments.recipes.rope_reset import rope_reset
 from experiments.spoken.study import spoken_study
 from experiments.wraparound.study import WRAPAROUND
@@ -51,6 +52,7 @@ RECIPES: dict[str, Recipe] = {
     "memory": Recipe(configure=memory, study=MEMORY),
     "mini-batch-leak": Recipe(configure=mini_batch_leak, study=MINI_BATCH_LEAK),
     "moshi-stage1": Recipe(configure=moshi_stage1, study=spoken_study("moshi")),
+    "qwen-tts-stage1": Recipe(configure=qwen_tts_stage1, study=spoken_study("qwen-tts")),
     "rope-reset": Recipe(configure=rope_reset, study=ENDLESS),
 }
 
