@@ -100,7 +100,7 @@ report: $(STAMP) ## write runs/report.html: findings, figures, sound and runs in
 	$(RUN) -m analysis report $(ARGS)
 
 lock: $(STAMP) ## pin the newest versions that pyproject.toml admits in requirements.lock
-	$(VENV)/bin/uv pip compile --quiet --upgrade --python-version 3.11 --extra moshi --extra dev \
+	$(VENV)/bin/uv pip compile --quiet --upgrade --python-version 3.11 --extra moshi --extra pocket --extra dev \
 		--override requirements.overrides.txt --excludes requirements.excludes.txt --no-emit-package torch \
 		--no-header --no-annotate --output-file requirements.lock pyproject.toml
 	@git --no-pager diff --stat -- requirements.lock

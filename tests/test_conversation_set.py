@@ -19,9 +19,9 @@ import whisper.audio
 from conversation_fixtures import SPEC
 
 from backbones.speech import UnitCodebook
+from backbones.speech.espeak import EspeakError, SpeechJob, speak_to_files
 from experiments.data import synthetic
 from experiments.data.dataset import ConversationSet
-from experiments.data.espeak import EspeakError, SpeechJob, speak_to_files
 from experiments.data.folders import CorruptCacheError, whole_folder
 from experiments.data.spec import ConversationSpec
 from experiments.data.synthetic import build_conversations

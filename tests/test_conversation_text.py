@@ -9,8 +9,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from backbones.speech.espeak import EspeakVoice
 from experiments.data.conversations import Conversation, Measured, distance_buckets, draw_conversation
-from experiments.data.espeak import EspeakVoice
 from experiments.data.spec import ConversationSpec
 from experiments.data.text import COLOURS, OBJECTS, VALUES, Sentence, sentence_pool, utterance_id
 from experiments.data.tokenizer import ConversationTokenizer

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.data import espeak
-from experiments.data.espeak import EspeakError, EspeakVoice, SpeechJob, speak, speak_to_files
+from backbones.speech import espeak, espeak_worker
+from backbones.speech.espeak import EspeakError, EspeakVoice, SpeechJob, speak, speak_to_files
 
 MAN, WOMAN = EspeakVoice(variant="m3"), EspeakVoice(variant="f3")
 SENTENCE = "The word for the red box is tiger."
@@ -67,22 +67,22 @@ def test_a_sentence_is_the_same_bytes_whatever_was_said_before_and_by_however_ma
 
 
 def test_a_data_path_beyond_the_engines_limit_still_speaks(tmp_path: Path) -> None:
-    _, data_path = espeak._find_engine()
+    _, data_path = espeak_worker.find_engine()
     long_path = tmp_path / ("long-folder-name" * 9) / "espeak-ng-data"
     long_path.parent.mkdir()
     long_path.symlink_to(data_path)
     assert len(str(long_path)) > 160
     program = (
-        "import sys; from pathlib import Path; from experiments.data import espeak\n"
-        "library, _ = espeak._find_engine()\n"
-        "with espeak._short_data_path(Path(sys.argv[1])) as path:\n"
-        "    espeak._start_engine(library, path)\n"
-        "    espeak._set_voice(library, path, espeak.EspeakVoice(variant='f3'))\n"
-        "    print(len(espeak._speak_once(library, 'hello there')))\n"
+        "import sys; from pathlib import Path; sys.path.append(sys.argv[2]); import espeak_worker as espeak\n"
+        "library, _ = espeak.find_engine()\n"
+        "with espeak.short_data_path(Path(sys.argv[1])) as path:\n"
+        "    espeak.start_engine(library, path)\n"
+        "    espeak.set_voice(library, path, espeak.EspeakVoice(variant='f3'))\n"
+        "    print(len(espeak.speak_once(library, 'hello there')))\n"
     )
     # In a process of its own: the engine's state would stay in this one.
     done = subprocess.run(
-        [sys.executable, "-c", program, str(long_path)],
+        [sys.executable, "-c", program, str(long_path), str(Path(espeak_worker.__file__).parent)],
         capture_output=True,
         text=True,
         check=True,

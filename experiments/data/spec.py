@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from experiments.data.espeak import EspeakVoice, check_number
+from backbones.speech.espeak import EspeakVoice, check_number
 
 FORMAT_VERSION = 1
 """Raised whenever the same spec would give other data: older caches are then rebuilt, never misread."""

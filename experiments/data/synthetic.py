@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from backbones.speech import SPEECH_SAMPLE_RATE_HZ, UnitCodebook, log_mel, read_audio
+from backbones.speech.espeak import EspeakError, SpeechJob, engine_version, speak_to_files
 from experiments.data.conversations import Measured, Split, draw_conversation
 from experiments.data.dataset import (
     CODEBOOK_FILE,
@@ -40,7 +41,6 @@ from experiments.data.dataset import (
     check_files,
     open_conversations,
 )
-from experiments.data.espeak import EspeakError, SpeechJob, engine_version, speak_to_files
 from experiments.data.folders import whole_folder
 from experiments.data.packing import default_speech_positions
 from experiments.data.spec import ConversationSpec

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from experiments.data.espeak import EspeakVoice
+from backbones.speech.espeak import EspeakVoice
 from experiments.data.spec import ConversationSpec, FactPhrasing
 
 Speaker = Literal["user", "assistant"]

@@ -17,7 +17,7 @@ from scipy.signal import lfilter
 from torch import Tensor
 
 from backbones.speech import log_mel, read_audio
-from experiments.data.espeak import EspeakVoice, SpeechJob, speak_to_files
+from backbones.speech.espeak import EspeakVoice, SpeechJob, speak_to_files
 from experiments.data.spec import ConversationSpec
 from experiments.data.text import Fact, sentence_pool
 from experiments.drift.configuration import VectorKind

@@ -1,12 +1,6 @@
-"""Speech from text through espeak-ng: the same sentence in the same voice is always the same samples.
+"""What the processes that speak run: espeak-ng itself, and a fork of the process for every sentence.
 
-The engine is a C library with global state that outlives a sentence (pitch flutter, wave phase, random numbers): a
-sentence spoken second differs in its bytes from the same sentence spoken first, even after `espeak_Terminate`, and the
-library cannot be unloaded. So each sentence is spoken in a fork of a process in which nothing was spoken before (3 ms
-each). The forking processes are this very file run as a script: they import neither torch nor the caller's `__main__`,
-start in a third of a second, and work from a notebook as from a command line.
-
-espeak-ng is GPL-3 and is never vendored: the separately installed `espeakng-loader` wheel carries library and voices.
+Run as a script, by path, so it imports nothing of this project: `backbones.speech.espeak` starts it.
 """
 
 from __future__ import annotations
@@ -15,13 +9,11 @@ import contextlib
 import ctypes
 import json
 import os
-import queue
-import subprocess
+import struct
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +24,8 @@ import soxr
 SAMPLE_RATE_HZ = 16_000
 """Rate of every file written; the engine itself speaks at 22,050 Hz."""
 
+ENGINE_SAMPLE_RATE_HZ = 22_050
+
 INSTALL_HINT = "espeak-ng is not installed: run `pip install espeakng-loader` (a wheel with the library and its voices)"
 
 _OUTPUT_SYNCHRONOUS = 2  # espeak_AUDIO_OUTPUT of speak_lib.h: samples go to the callback before espeak_Synth returns
@@ -41,6 +35,8 @@ _RANDOM_SEED = 1
 _ENGINE_PATH_LIMIT = 130  # speak_lib copies the data path into 160 bytes and appends file names to it, cutting silently
 _EDGE_SILENCE_S = 0.05
 _EDGE_LEVEL = 10 ** (-50 / 20)
+SENTENCE_BY_SENTENCE = "--sentence-by-sentence"
+ANSWER = struct.Struct("<?q")  # of a SpeakingProcess: is it an error message? how many bytes follow
 
 _SynthCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
@@ -82,95 +78,7 @@ class EspeakVoice:
         return f"{self.language}+{self.variant}" if self.variant else self.language
 
 
-@dataclass(frozen=True, kw_only=True)
-class SpeechJob:
-    """One sentence to speak into one 16 kHz, 16-bit, mono wav file."""
-
-    text: str
-    voice: EspeakVoice
-    path: Path
-
-
-def speak_to_files(jobs: Sequence[SpeechJob], processes: int) -> Iterator[int]:
-    """Speak every job into its file and yield its index as it is done, in no fixed order.
-
-    processes: engines at work at the same time. Raises EspeakError with the engine's own words when one fails.
-    """
-    done: queue.Queue[int | EspeakError | None] = queue.Queue()
-    count = max(1, min(processes, len(jobs)))
-    workers = [_start_worker([(i, jobs[i]) for i in range(k, len(jobs), count)], done) for k in range(count)]
-    try:
-        while count:
-            report = done.get()
-            if isinstance(report, EspeakError):
-                raise report
-            if report is None:
-                count -= 1
-            else:
-                yield report
-    finally:
-        for worker, listener in workers:
-            worker.kill()
-            listener.join()
-
-
-def speak(text: str, voice: EspeakVoice) -> np.ndarray:
-    """Samples (N,) float32 in [-1, 1] at 16 kHz."""
-    with tempfile.TemporaryDirectory(prefix="speak") as folder:
-        path = Path(folder) / "speech.wav"
-        for _ in speak_to_files([SpeechJob(text=text, voice=voice, path=path)], processes=1):
-            pass
-        samples, _ = soundfile.read(path, dtype="float32")
-    return samples
-
-
-def engine_version() -> str:
-    """Version of the installed library, such as "1.52.0"."""
-    library, _ = _find_engine()
-    library.espeak_Info.restype = ctypes.c_char_p
-    return library.espeak_Info(None).decode().split()[0]
-
-
-def _start_worker(
-    numbered_jobs: list[tuple[int, SpeechJob]], done: queue.Queue[int | EspeakError | None]
-) -> tuple[subprocess.Popen[str], threading.Thread]:
-    """Start a process that speaks these jobs, and a thread that passes its reports on to `done` (None at its end)."""
-    # -P: this folder must not lead sys.path, or its modules would hide others of the same name.
-    worker = subprocess.Popen(
-        [sys.executable, "-P", __file__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-    def pass_on() -> None:
-        try:
-            with worker:
-                assert worker.stdin is not None and worker.stdout is not None and worker.stderr is not None
-                try:
-                    json.dump([{"index": i, **asdict(j), "path": str(j.path)} for i, j in numbered_jobs], worker.stdin)
-                    worker.stdin.close()
-                except BrokenPipeError:
-                    pass  # the worker died early: its exit status and stderr below say why
-                for line in worker.stdout:
-                    done.put(int(line))
-                complaint = worker.stderr.read().strip()
-            if worker.returncode != 0:
-                what = complaint.splitlines()[-1] if complaint else f"espeak-ng died (status {worker.returncode})"
-                done.put(EspeakError(what))
-        finally:
-            done.put(None)
-
-    listener = threading.Thread(target=pass_on, daemon=True)
-    listener.start()
-    return worker, listener
-
-
-# What follows runs in the worker process.
-
-
-def _find_engine() -> tuple[ctypes.CDLL, Path]:
+def find_engine() -> tuple[ctypes.CDLL, Path]:
     try:
         import espeakng_loader  # optional engine: the message says how to get it
     except ModuleNotFoundError as error:
@@ -182,7 +90,7 @@ def _find_engine() -> tuple[ctypes.CDLL, Path]:
 
 
 @contextlib.contextmanager
-def _short_data_path(data_path: Path) -> Generator[Path]:
+def short_data_path(data_path: Path) -> Generator[Path]:
     """`data_path`, or for as long as needed a short link to it where the engine would cut it."""
     if len(os.fsencode(data_path)) <= _ENGINE_PATH_LIMIT:
         yield data_path
@@ -198,13 +106,13 @@ def _short_data_path(data_path: Path) -> Generator[Path]:
         yield link
 
 
-def _start_engine(library: ctypes.CDLL, data_path: Path) -> None:
+def start_engine(library: ctypes.CDLL, data_path: Path) -> None:
     rate_hz = library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 0, os.fsencode(data_path), 0)
-    if rate_hz != 22_050:
+    if rate_hz != ENGINE_SAMPLE_RATE_HZ:
         raise EspeakError(f"espeak-ng did not start on {data_path} (it answered {rate_hz}); {INSTALL_HINT}")
 
 
-def _set_voice(library: ctypes.CDLL, data_path: Path, voice: EspeakVoice) -> None:
+def set_voice(library: ctypes.CDLL, data_path: Path, voice: EspeakVoice) -> None:
     """Make a started engine speak in this voice. To be called once per process: traces of an earlier voice remain."""
     if voice.variant and not (data_path / "voices" / "!v" / voice.variant).is_file():
         # The engine itself would fall back to the plain voice without a word.
@@ -218,7 +126,7 @@ def _set_voice(library: ctypes.CDLL, data_path: Path, voice: EspeakVoice) -> Non
     library.espeak_ng_SetRandSeed(ctypes.c_long(_RANDOM_SEED))  # espeak_Initialize has seeded from the clock
 
 
-def _speak_once(library: ctypes.CDLL, text: str) -> np.ndarray:
+def speak_once(library: ctypes.CDLL, text: str) -> np.ndarray:
     """Samples (N,) float32 at 22.05 kHz. To be called once per process: the next sentence would depend on this one."""
     pieces: list[np.ndarray] = []
 
@@ -236,14 +144,17 @@ def _speak_once(library: ctypes.CDLL, text: str) -> np.ndarray:
 
 
 def _write_speech(samples: np.ndarray, path: Path, text: str) -> None:
-    """Resample from 22.05 kHz, leave at most 50 ms of the engine's own silence at either end, write 16-bit wav."""
-    speech = soxr.resample(samples, 22_050, SAMPLE_RATE_HZ)
+    soundfile.write(path, _at_rate(samples, SAMPLE_RATE_HZ, text), SAMPLE_RATE_HZ, subtype="PCM_16")
+
+
+def _at_rate(samples: np.ndarray, rate_hz: int, text: str) -> np.ndarray:
+    """Resampled from 22.05 kHz, with at most 50 ms of the engine's own silence at either end."""
+    speech = soxr.resample(samples, ENGINE_SAMPLE_RATE_HZ, rate_hz)
     loud = np.flatnonzero(np.abs(speech) > _EDGE_LEVEL)
     if not len(loud):
         raise EspeakError(f"espeak-ng said nothing for {text!r}: is there a word in it?")
-    edge = round(_EDGE_SILENCE_S * SAMPLE_RATE_HZ)
-    speech = speech[max(0, loud[0] - edge) : loud[-1] + edge]
-    soundfile.write(path, np.clip(speech, -1, 1), SAMPLE_RATE_HZ, subtype="PCM_16")
+    edge = round(_EDGE_SILENCE_S * rate_hz)
+    return np.clip(speech[max(0, loud[0] - edge) : loud[-1] + edge], -1, 1)
 
 
 def _in_fork(work: Callable[[], None]) -> bool:
@@ -266,24 +177,58 @@ def _speak_jobs_of_one_voice(
     library: ctypes.CDLL, data_path: Path, voice: EspeakVoice, jobs: list[dict[str, Any]]
 ) -> None:
     # The voice is set before the forks: loading its dictionary takes longer (20 ms) than speaking a sentence.
-    _set_voice(library, data_path, voice)
+    set_voice(library, data_path, voice)
     for job in jobs:
         text = job["text"]
-        if not _in_fork(
-            lambda text=text, path=Path(job["path"]): _write_speech(_speak_once(library, text), path, text)
-        ):
+        if not _in_fork(lambda text=text, path=Path(job["path"]): _write_speech(speak_once(library, text), path, text)):
             os._exit(1)
         print(job["index"], flush=True)
 
 
+def _answer_with(content: bytes, failed: bool = False) -> None:
+    sys.stdout.buffer.write(ANSWER.pack(failed, len(content)) + content)
+    sys.stdout.buffer.flush()
+
+
+def _speak_sentence_by_sentence() -> None:
+    """Answers every line of standard input: first the voice, then a sentence each."""
+    told = json.loads(sys.stdin.readline())
+    try:
+        library, full_data_path = find_engine()
+        with short_data_path(full_data_path) as data_path:
+            start_engine(library, data_path)
+            set_voice(library, data_path, EspeakVoice(**told["voice"]))
+            _answer_with(b"")
+            for line in sys.stdin:
+                _answer_from_fork(library, json.loads(line), told["sample_rate_hz"])
+    except EspeakError as error:
+        _answer_with(str(error).encode(), failed=True)
+
+
+def _answer_from_fork(library: ctypes.CDLL, text: str, rate_hz: int) -> None:
+    def work() -> None:
+        try:
+            speech = _at_rate(speak_once(library, text), rate_hz, text)
+        except EspeakError as error:
+            _answer_with(str(error).encode(), failed=True)
+        else:
+            _answer_with(speech.tobytes())
+
+    if not _in_fork(work):
+        sys.exit(f"espeak-ng died while it spoke {text!r}")  # it may have left half an answer: say no more
+
+
 def _main() -> None:
+    if SENTENCE_BY_SENTENCE in sys.argv[1:]:
+        _speak_sentence_by_sentence()
+        return
     jobs_by_voice: dict[EspeakVoice, list[dict[str, Any]]] = {}
     for job in json.load(sys.stdin):
         jobs_by_voice.setdefault(EspeakVoice(**job["voice"]), []).append(job)
     try:
-        library, full_data_path = _find_engine()
-        with _short_data_path(full_data_path) as data_path:
-            _start_engine(library, data_path)
+        library, full_data_path = find_engine()
+        with short_data_path(full_data_path) as data_path:
+            start_engine(library, data_path)
             for voice, jobs in jobs_by_voice.items():
                 if not _in_fork(
                     lambda voice=voice, jobs=jobs: _speak_jobs_of_one_voice(library, data_path, voice, jobs)
