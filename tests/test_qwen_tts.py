@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 import pytest
 import torch
 from tokenizers.decoders import DecodeStream
@@ -12,9 +13,10 @@ from transformers.cache_utils import DynamicCache
 
 from backbones import load_backbone
 from backbones.mounting import MountedCache, describe, ttt_layers
-from backbones.qwen_tts import QwenConfig, QwenTTS, byte_tokenizer
+from backbones.qwen_tts import QwenConfig, QwenTTS, TextStep, byte_tokenizer
 from backbones.qwen_tts.rotary import ExactRotary
 from backbones.text import StreamedText
+from backbones.tts import SAMPLE_RATE_HZ, load_engine
 from ttt_core import TTTConfig
 
 FAMILIES: Mapping[str, Mapping[str, object]] = {"qwen2": {}, "qwen3": {"head_dim": 32}}
@@ -220,3 +222,30 @@ def test_it_is_one_of_the_backbones_that_load_by_name() -> None:
     assert {layer: ttt.config.mini_batch_size for layer, ttt in ttt_layers(mounted.llm).items()} == {3: 16}
     shared = plain.llm.state_dict().keys() & mounted.llm.state_dict().keys()
     assert "model.layers.3.mlp.gate_proj.weight" in shared
+
+
+def test_what_is_written_is_spoken_sentence_by_sentence_while_it_is_written() -> None:
+    model = model_of()
+    engine = load_engine("espeak", unreadable="skip")
+    written: list[str] = []
+    stream_text = model.stream_text
+
+    def watched(*arguments: object, **options: object) -> Iterator[TextStep]:
+        # A sentence of words in the place of every token that a random model writes.
+        for number, _ in enumerate(stream_text(*arguments, **options)):
+            written.append(f"This is sentence number {number}. ")
+            yield TextStep(token_id=0, text=written[-1], position=number)
+
+    model.stream_text = watched
+    spoken = model.speak(PROMPT, engine)
+    first, second = next(spoken), next(spoken)
+    assert [first.text, second.text] == ["This is sentence number 0.", "This is sentence number 1."]
+    assert len(written) <= 4  # and not a word more than it takes to know that a sentence is over
+    assert first.samples.dtype == np.float32 and len(first.samples) > SAMPLE_RATE_HZ // 2
+    assert np.abs(first.samples).max() > 0.05
+    del model.stream_text
+    text = "".join(step.text for step in model.stream_text("Hm", max_new_tokens=60, temperature=1.0, seed=2))
+    sentences = [said.text for said in model.speak("Hm", engine, max_new_tokens=60, temperature=1.0, seed=2)]
+    assert "".join("".join(sentences).split()) == "".join(text.split())
+    with pytest.raises(ValueError, match="a stream without an end"):
+        QwenTTS.tiny().speak(PROMPT, engine)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import pytest
+import soundfile
 import torch
 from harness_fixtures import Workshop, open_workshop, smoke_config
 from picture_checks import check_pictures
@@ -198,10 +199,13 @@ def test_an_arm_logs_what_llama_omnis_do_under_the_same_names(smoke: FinishedCom
     assert any(name.startswith("ttt/layer03/") for name in run.metrics) == (arm == "ttt-mlp")
     assert json.loads((smoke.run_folder / arm / "config.json").read_text())["backbone"] == "qwen-tts"
     artifacts = {item.path for item in tracking.MlflowClient(smoke.uri).list_artifacts(run.run_id)}
-    assert {"config.json", "memory.txt", "sample.txt"} <= artifacts
+    assert {"config.json", "memory.txt", "sample.txt", "sample_expected.wav"} <= artifacts
     assert ("trained_difference.safetensors" in artifacts) == (arm == "ttt-mlp")
     text = (smoke.run_folder / arm / "sample.txt").read_text()
     assert "question (read):" in text and "generated text:" in text
+    assert (smoke.run_folder / arm / "sample.wav").exists() != ("sound: NONE" in text)
+    samples, rate = soundfile.read(smoke.run_folder / arm / "sample_expected.wav")
+    assert rate == 24_000 and len(samples) > 10_000
 
 
 def test_the_trained_difference_is_what_the_last_checkpoint_holds(smoke: FinishedCommand) -> None:

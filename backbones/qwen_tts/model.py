@@ -16,6 +16,7 @@ from backbones.qwen_tts.config import QwenConfig
 from backbones.qwen_tts.stream import PREFILL_CHUNK, TextStep, TextStream, open_stream
 from backbones.qwen_tts.tokenizer import byte_tokenizer, checked_tokenizer, read_tokenizer
 from backbones.text import random_source
+from backbones.tts import SpokenSentence, TTSEngine
 from ttt_core import TTTConfig
 from ttt_core.mounting import MountMode
 
@@ -129,3 +130,19 @@ class QwenTTS(nn.Module):
         steps = stream.write(max_new_tokens)
         stream.read(prompt)
         return steps
+
+    def speak(
+        self, prompt: str | Tensor, engine: TTSEngine, *, max_new_tokens: int | None = None, stops_at_end: bool = False,
+        temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None,
+    ) -> Iterator[SpokenSentence]:  # fmt: skip
+        """Says what `stream_text` writes while it writes it: a sentence sounds once the word after it is there.
+
+        With an engine of `backbones.tts.load_engine`. Nothing of what was said is kept, so an hour takes what a minute
+        takes; `backbones.tts.write_speech` writes it to disk as it comes. Raises ValueError as `stream_text` does, and
+        as the engine does for what its voice cannot read.
+        """
+        steps = self.stream_text(
+            prompt, max_new_tokens=max_new_tokens, stops_at_end=stops_at_end, temperature=temperature, top_p=top_p,
+            seed=seed,
+        )  # fmt: skip
+        return engine.speak(step.text for step in steps)

@@ -6,6 +6,9 @@ text-to-speech engine; it has no speech units to learn. Four arms that differ in
 ttt-mlp, ttt-linear  TTT in the place of attention; the layers below see a window with four pinned first positions
 sliding-window       attention with a window that takes the same bytes as ttt-mlp's state; the layers below as above
 full-attention       nothing mounted: every layer sees everything
+
+At scale full the window of equal bytes is longer than the conversations (12,344 positions: Qwen2.5-1.5B keeps 1 KiB of
+one in a layer), so there it is full attention in those layers.
 """
 
 from __future__ import annotations
@@ -91,7 +94,11 @@ def _smoke() -> _Sizes:
 
 
 def _cpu() -> _Sizes:
-    """Minutes on two cores: llama-omni-stage1's conversations, curriculum and width."""
+    """Minutes on two cores: llama-omni-stage1's conversations, curriculum and width.
+
+    Not yet run. By the CPU time of single steps on a busy machine the four arms train for 390, 230, 220 and 200 seconds
+    of one core, so all of it should take about 11 minutes of two idle ones.
+    """
     data = long_conversations_on_a_cpu()
     return _Sizes(
         # 0.08 is about 1 / sqrt(128): Qwen's 0.02 is meant for a width of thousands (measured in llama-omni-stage1).
