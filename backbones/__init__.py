@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from backbones.llama_omni import LlamaOmni
     from backbones.qwen_mimi import QwenMimi
+    from backbones.qwen_tts import QwenTTS
     from ttt_core import TTTConfig
     from ttt_core.mounting import MountMode
 
@@ -28,7 +29,7 @@ if not torch.cuda.is_available():
 
 __all__ = ["MoshiHost", "load_backbone"]
 
-BACKBONES = ("llama-omni", "moshi", "qwen-mimi")
+BACKBONES = ("llama-omni", "moshi", "qwen-tts", "qwen-mimi")
 
 
 class MoshiHost:
@@ -52,11 +53,11 @@ class MoshiHost:
 
 
 def load_backbone(
-    name: Literal["llama-omni", "moshi", "qwen-mimi"],
+    name: Literal["llama-omni", "moshi", "qwen-tts", "qwen-mimi"],
     scale: Literal["smoke", "cpu", "gpu", "full"] = "smoke",
     weights: str | Path | None = None,
     ttt: TTTConfig | Mapping[str, Any] | None = None,
-) -> LlamaOmni | LMModel | QwenMimi:
+) -> LlamaOmni | LMModel | QwenTTS | QwenMimi:
     """A speech model, with test-time training in its top layers (a quarter; of qwen-mimi 16 of 28) if `ttt` is given.
 
     scale: its size with random weights; `full` has the published dimensions. weights: a folder in the model's
@@ -69,6 +70,8 @@ def load_backbone(
         _check_ttt_fields(ttt)  # before the minutes that loading takes
     if name == "moshi":
         return _load_moshi(scale, weights, ttt)
+    if name == "qwen-tts":
+        return _load_qwen_tts(scale, weights, ttt)
     return _load_qwen_mimi(scale, weights, ttt) if name == "qwen-mimi" else _load_llama_omni(scale, weights, ttt)
 
 
@@ -100,6 +103,19 @@ def _load_moshi(
         heads = lm.transformer.layers[0].self_attn.num_heads
         mount(lm, _top_quarter(len(lm.transformer.layers)), _resolved(ttt, lm.dim, heads, lm.dim // heads))
     return lm
+
+
+def _load_qwen_tts(
+    scale: Literal["smoke", "cpu", "gpu", "full"],
+    weights: str | Path | None,
+    ttt: TTTConfig | Mapping[str, Any] | None,
+) -> QwenTTS:
+    from backbones.qwen_tts import QwenConfig, QwenTTS
+
+    model = QwenTTS.from_config(QwenConfig.at_scale(scale)) if weights is None else QwenTTS.from_checkpoint(weights)
+    if ttt is not None:
+        mount_on_top_quarter(model.llm, ttt)
+    return model
 
 
 def _load_qwen_mimi(
@@ -137,14 +153,16 @@ def _check_ttt_fields(ttt: object) -> None:
 def mount_on_top_quarter(llm: PreTrainedModel, ttt: TTTConfig | Mapping[str, Any]) -> None:
     """Mounts TTT on the last quarter of a transformers decoder's layers (24-31 of 32), in place.
 
-    Heads that `ttt` leaves open are those of the attention that TTT replaces.
+    Heads and biases that `ttt` leaves open are those of the attention that TTT replaces.
     """
     from ttt_core import mount
 
     _check_ttt_fields(ttt)
-    host = llm.config
-    config = _resolved(ttt, host.hidden_size, host.num_attention_heads, host.head_dim)
-    mount(llm, layers=_top_quarter(host.num_hidden_layers), config=config)
+    attention = llm.get_decoder().layers[0].self_attn
+    if isinstance(ttt, Mapping):
+        ttt = {"projection_bias": attention.q_proj.bias is not None, **ttt}  # Qwen2's queries, keys and values have one
+    config = _resolved(ttt, llm.config.hidden_size, llm.config.num_attention_heads, attention.head_dim)
+    mount(llm, layers=_top_quarter(llm.config.num_hidden_layers), config=config)
 
 
 def _top_quarter(layers: int) -> range:

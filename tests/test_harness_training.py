@@ -22,9 +22,10 @@ from experiments.harness.checkpoints import CheckpointWriteError
 from experiments.harness.stopping import DivergedRunError, InterruptedRunError
 from experiments.harness.weights import weights_digest
 from experiments.spoken.data_module import ConversationDataModule
+from experiments.spoken.decoder_module import next_labels
 from experiments.spoken.llama_omni.loader import LlamaOmniLoader
 from experiments.spoken.llama_omni.model import build_model, memory_of
-from experiments.spoken.llama_omni.module import LlamaOmniModule, next_labels
+from experiments.spoken.llama_omni.module import LlamaOmniModule
 from experiments.spoken.prepared_data import prepare_data
 
 # A run looks for a stop once in the validation before its first step, after each of the smoke scale's four steps,
@@ -81,19 +82,19 @@ def test_segments_with_carried_state_give_the_loss_of_the_whole_conversation(wor
     losses = []
     for segment_positions in (None, 137):
         module, data = module_of(workshop, arm, segment_positions=segment_positions, ctc_turns_per_step=0)
-        losses.append(module._backward(data.training_batch(2))[0])
+        losses.append(module.backward_batch(data.training_batch(2))[names.TRAIN_TEXT_LOSS])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_the_training_loss_is_the_models_own_joint_loss(workshop: Workshop) -> None:
     module, data = module_of(workshop, "ttt-linear", ctc_turns_per_step=1000)
     batch = data.training_batch(1)
-    text_loss, ctc_loss = module._backward(batch)
+    logged = module.backward_batch(batch)
     own = module.model(
         batch.input_ids, batch.speech, batch.labels, batch.spoken_turns, attention_mask=batch.attention_mask
     )
-    assert text_loss == pytest.approx(own.text_loss.item(), rel=1e-5)
-    assert ctc_loss == pytest.approx(own.ctc_loss.item(), rel=1e-5)
+    assert logged[names.TRAIN_TEXT_LOSS] == pytest.approx(own.text_loss.item(), rel=1e-5)
+    assert logged[names.TRAIN_CTC_LOSS] == pytest.approx(own.ctc_loss.item(), rel=1e-5)
     gradients = [p.grad.clone() for p in module.trained_parameters()]
     module.zero_grad()
     own.loss.backward()

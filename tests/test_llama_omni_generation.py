@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backbones.llama_omni import LlamaOmni, SpokenTurn, collapse_frames
-from backbones.llama_omni.token_choice import TokenChoice
+from backbones.text import TokenChoice
 
 
 @pytest.fixture(scope="module")

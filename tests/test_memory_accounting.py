@@ -98,8 +98,8 @@ def test_qwen_keeps_its_few_key_heads_a_position() -> None:
     # What the model cards give: 1.54 and 7.61 billion parameters, of 2 bytes.
     for name, billions in (("qwen-7b", 7.61), ("qwen-1.5b", 1.54)):
         assert logged(f"{name}-attention")[names.WEIGHTS_BYTES] / 2e9 == pytest.approx(billions, abs=0.01)
-    assert PUBLISHED_SIZES == ("1.5B", "7B")
-    with pytest.raises(ValueError, match=r"no Qwen2\.5 of size '3B' here; there are 1\.5B, 7B"):
+    assert PUBLISHED_SIZES == ("1.5B", "7B", "qwen3-1.7B")
+    with pytest.raises(ValueError, match=r"no Qwen of size '3B' here; there are 1\.5B, 7B, qwen3-1\.7B"):
         qwen_llm_config("3B")  # pyright: ignore[reportArgumentType]
 
 

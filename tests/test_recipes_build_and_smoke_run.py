@@ -33,7 +33,7 @@ ARMS = ("ttt-mlp", "ttt-linear", "sliding-window", "full-attention")
 
 
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("recipe", [RECIPE, "moshi-stage1", "qwen-mimi-stage1"])
+@pytest.mark.parametrize("recipe", [RECIPE, "moshi-stage1", "qwen-tts-stage1", "qwen-mimi-stage1"])
 def test_every_committed_configuration_builds_every_arm(recipe: str, scale: str) -> None:
     config = RECIPES[recipe].configure(scale=scale, seed=1)
     assert isinstance(config, SpokenExperiment)

@@ -273,6 +273,7 @@ def _stage(recipe: str, title: str) -> View:
 VIEWS: tuple[View, ...] = (
     _stage("llama-omni-stage1", "Llama-Omni, stage 1"),
     _stage("moshi-stage1", "Moshi, stage 1"),
+    _stage("qwen-tts-stage1", "Qwen + TTS, stage 1"),
     _stage("qwen-mimi-stage1", "Qwen + Mimi, stage 1"),
     View(
         key="across-backbones",

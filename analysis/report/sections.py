@@ -53,6 +53,10 @@ SECTIONS = (
         (_shown(by_bucket.recall_by_distance), _shown(by_bucket.loss_by_position), _state_bytes()),
     ),
     Section(
+        "qwen-tts-stage1", "Qwen + TTS: does TTT remember what an equally large window forgets?",
+        (_shown(by_bucket.recall_by_distance), _shown(by_bucket.loss_by_position), _state_bytes()),
+    ),
+    Section(
         "qwen-mimi-stage1", "Qwen + Mimi: does TTT remember what an equally large window forgets?",
         (_shown(by_bucket.recall_by_distance), _shown(by_bucket.loss_by_position), _state_bytes()),
     ),

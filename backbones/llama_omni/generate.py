@@ -8,8 +8,7 @@ Only the last hidden state is kept.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from transformers.cache_utils import Cache
 
 from backbones.llama_omni.ctc import collapse_frames
 from backbones.llama_omni.speech_encoder import SpeechInput
-from backbones.llama_omni.token_choice import TokenChoice, checked_token_ids, padding_token_id, random_source
+from backbones.text import TokenChoice, checked_token_ids, evaluating, padding_token_id, random_source
 
 if TYPE_CHECKING:
     from backbones.llama_omni.generator import GeneratorState
@@ -173,7 +172,7 @@ def stream_reply(
     running = torch.ones(batch, dtype=torch.bool, device=model.device)
     tokens = pending = torch.zeros(batch, dtype=torch.long, device=model.device)
     for step in range(max_new_tokens):
-        with _evaluating(model):
+        with evaluating(model):
             state = (
                 reader.read_token(tokens, running) if step else reader.start(input_ids, speech, attention_mask, past)
             )
@@ -186,19 +185,6 @@ def stream_reply(
         yield ReplyStep(tokens, spoken, frames, units, reader.past(pending))
         if not bool(running.any()):
             return
-
-
-@contextlib.contextmanager
-def _evaluating(model: LlamaOmni) -> Generator[None]:
-    """Eval mode for the time being: what dropout or a training-only path does has no place in a reply."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def generate_reply(

@@ -2,6 +2,8 @@
 
     <bos> | <user> [speech] <assistant> text ... <eos> | <user> [speech] <assistant> text ... <eos> | ... <pad> ...
 
+A model that hears nothing reads the transcript where the speech would stand (`pack_transcript`).
+
 T ids come in; the model puts the speech embeddings of an utterance where its placeholder stands, so T ids become P
 *spliced* positions. All positions reported here are spliced ones, the ones the model and its state see.
 """
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from experiments.data.conversations import Conversation, ConversationFact
+from experiments.data.conversations import Conversation, ConversationFact, Turn
 from experiments.data.dataset import ConversationSet
 
 SPEECH_PLACEHOLDER_ID = -200
@@ -48,9 +50,9 @@ class Recall:
 
     value_positions: spliced positions of the value's tokens (the model predicts each one position earlier).
     Distances in positions are from the first of these back to the end of the user's speech that stated it (to the
-    value's first token where the assistant stated it), to the value in the assistant's echo, and to the value in its
-    last mention, whichever turn that was. Seconds are from the end of the stating, of the last mentioning turn to the
-    start of the answer.
+    value's first token where the assistant stated it, or where the user is read), to the value in the assistant's
+    echo, and to the value in its last mention, whichever turn that was. Seconds are from the end of the stating, of
+    the last mentioning turn to the start of the answer.
     """
 
     subject: str
@@ -108,7 +110,9 @@ class _PlacedTurn:
 
 
 class _Packer:
-    def __init__(self, dataset: ConversationSet, speech_positions: Callable[[int], int]) -> None:
+    """speech_positions: None where the user's words are read, not heard."""
+
+    def __init__(self, dataset: ConversationSet, speech_positions: Callable[[int], int] | None) -> None:
         self.dataset = dataset
         self.speech_positions = speech_positions
         self.ids: list[int] = []
@@ -124,7 +128,21 @@ class _Packer:
         self.at.append(self.position)
         self.position += 1
 
+    def add_text(self, text: str, labelled: bool) -> None:
+        for token_id in self.dataset.tokenizer.encode(text):
+            self.add_id(token_id, labelled)
+
+    def exchange_positions(self, user: Turn, assistant: Turn) -> int:
+        assert (user.speaker, assistant.speaker) == ("user", "assistant")
+        tokenizer = self.dataset.tokenizer
+        if self.speech_positions is None:
+            heard = len(tokenizer.encode(user.text))
+        else:
+            heard = self.speech_positions(self.dataset.pool.mel_frames(user.utterance_id))
+        return 1 + heard + 2 + len(tokenizer.encode(assistant.text))
+
     def add_speech(self, utterance_id: str) -> None:
+        assert self.speech_positions is not None
         frames = self.dataset.pool.mel_frames(utterance_id)
         count = self.speech_positions(frames)
         if count < 1:
@@ -149,16 +167,30 @@ def pack(
     speech_positions: how many positions the model makes of so many mel frames. Only whole exchanges are packed; what
     does not fit is counted in `exchanges_left_out`, never cut.
     """
+    return _pack(conversation, _Packer(dataset, speech_positions), mini_batch_size)
+
+
+def pack_transcript(
+    conversation: Conversation, dataset: ConversationSet, mini_batch_size: int = 64
+) -> PackedConversation:
+    """The same for a model that reads: the words of the user's turns, without labels, where their speech would stand.
+
+    A conversation is drawn to fill the spec's positions with speech; in words it takes fewer.
+    """
+    return _pack(conversation, _Packer(dataset, None), mini_batch_size)
+
+
+def _pack(conversation: Conversation, packer: _Packer, mini_batch_size: int) -> PackedConversation:
     if mini_batch_size < 1:
         raise ValueError(f"mini_batch_size is {mini_batch_size}; it must be at least 1")
+    dataset = packer.dataset
     limit = dataset.spec.positions - dataset.spec.positions % mini_batch_size
-    packer = _Packer(dataset, speech_positions)
     packer.add_id(dataset.tokenizer.bos_id, labelled=False)
     placed: list[_PlacedTurn] = []
     spoken: list[PackedTurn] = []
     turn_starts: list[int] = []
     for first in range(0, len(conversation.turns), 2):
-        if packer.position + _exchange_positions(conversation, first, dataset, speech_positions) > limit:
+        if packer.position + packer.exchange_positions(*conversation.turns[first : first + 2]) > limit:
             break
         turn_starts.append(packer.position)
         placed.append(_place_user_turn(packer, conversation, first))
@@ -188,20 +220,29 @@ def pack(
     )
 
 
-def _exchange_positions(
-    conversation: Conversation, first: int, dataset: ConversationSet, speech_positions: Callable[[int], int]
-) -> int:
-    user, assistant = conversation.turns[first : first + 2]
-    assert (user.speaker, assistant.speaker) == ("user", "assistant")
-    heard = speech_positions(dataset.pool.mel_frames(user.utterance_id))
-    return 1 + heard + 2 + len(dataset.tokenizer.encode(assistant.text))
-
-
 def _place_user_turn(packer: _Packer, conversation: Conversation, index: int) -> _PlacedTurn:
     turn = conversation.turns[index]
     packer.add_id(packer.dataset.tokenizer.user_id, labelled=False)
-    packer.add_speech(turn.utterance_id)
-    return _PlacedTurn(value=(packer.position - 1,), start_s=turn.start_s, end_s=turn.end_s)
+    start = packer.position
+    if packer.speech_positions is not None:
+        packer.add_speech(turn.utterance_id)
+        value: tuple[int, ...] = (packer.position - 1,)
+    else:
+        packer.add_text(turn.text, labelled=False)
+        value = () if turn.fact_stated is None else _value_positions(packer, conversation, index, start)
+    return _PlacedTurn(value=value, start_s=turn.start_s, end_s=turn.end_s)
+
+
+def _value_positions(packer: _Packer, conversation: Conversation, index: int, start: int) -> tuple[int, ...]:
+    """Where the value of the fact that a turn tells or recalls stands, its text beginning at `start`."""
+    turn = conversation.turns[index]
+    told = turn.fact_stated if turn.fact_stated is not None else turn.fact_asked
+    if told is None:
+        return ()
+    word = conversation.facts[told].value
+    character = turn.text.rindex(word)
+    first, end = packer.dataset.tokenizer.tokens_of_span(turn.text, character, character + len(word))
+    return tuple(range(start + first, start + end))
 
 
 def _place_assistant_turn(packer: _Packer, conversation: Conversation, index: int) -> tuple[_PlacedTurn, PackedTurn]:
@@ -209,16 +250,9 @@ def _place_assistant_turn(packer: _Packer, conversation: Conversation, index: in
     tokenizer = packer.dataset.tokenizer
     packer.add_id(tokenizer.assistant_id, labelled=False)
     start = packer.position
-    for token_id in tokenizer.encode(turn.text):
-        packer.add_id(token_id, labelled=True)
+    packer.add_text(turn.text, labelled=True)
     packer.add_id(tokenizer.eos_id, labelled=True)
-    told = turn.fact_stated if turn.fact_stated is not None else turn.fact_asked
-    value: tuple[int, ...] = ()
-    if told is not None:
-        word = conversation.facts[told].value
-        character = turn.text.rindex(word)
-        tokens = tokenizer.tokens_of_span(turn.text, character, character + len(word))
-        value = tuple(range(start + tokens[0], start + tokens[1]))
+    value = _value_positions(packer, conversation, index, start)
     units, durations = packer.dataset.pool.units(turn.utterance_id)
     spoken = PackedTurn(start=start, end=packer.position, units=units, durations=durations)
     return _PlacedTurn(value=value, start_s=turn.start_s, end_s=turn.end_s), spoken

@@ -99,6 +99,7 @@ def _build(backbone: BackboneName, is_small: bool) -> tuple[nn.Module, PreTraine
         omni = LlamaOmni(LlamaOmniConfig.at_scale("smoke" if is_small else "full")).to(torch.bfloat16)
         return omni, omni.llm, omni.speech_generator
     config = qwen_llm_config(QWEN_SIZES[backbone])
+    assert isinstance(config, Qwen2Config)
     llm = Qwen2ForCausalLM(_small(config) if is_small else config).to(torch.bfloat16)
     return llm, llm, None
 

@@ -28,6 +28,7 @@ from experiments.recipes.mini_batch_leak import mini_batch_leak
 from experiments.recipes.model_cards import model_cards
 from experiments.recipes.moshi_stage1 import moshi_stage1
 from experiments.recipes.qwen_mimi_stage1 import qwen_mimi_stage1
+from experiments.recipes.qwen_tts_stage1 import qwen_tts_stage1
 from experiments.recipes.rope_reset import rope_reset
 from experiments.spoken.study import spoken_study
 from experiments.wraparound.study import WRAPAROUND
@@ -61,6 +62,7 @@ RECIPES: dict[str, Recipe] = {
     "model-cards": Recipe(configure=model_cards, study=MODEL_CARDS),
     "moshi-stage1": Recipe(configure=moshi_stage1, study=spoken_study("moshi")),
     "qwen-mimi-stage1": Recipe(configure=qwen_mimi_stage1, study=spoken_study("qwen-mimi")),
+    "qwen-tts-stage1": Recipe(configure=qwen_tts_stage1, study=spoken_study("qwen-tts")),
     "rope-reset": Recipe(configure=rope_reset, study=ENDLESS),
 }
 

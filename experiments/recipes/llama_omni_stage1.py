@@ -16,12 +16,17 @@ from dataclasses import dataclass
 from backbones.llama_omni import LlamaOmniConfig
 from experiments.data.spec import ConversationSpec
 from experiments.harness.study import Scale
-from experiments.spoken.arms import window_of_equal_memory
 from experiments.spoken.configuration import Arm, DataPlan, EvaluationPlan, TrainingStage
 from experiments.spoken.llama_omni.configuration import LlamaOmniExperiment, LlamaOmniTraining
+from experiments.spoken.stage1 import (
+    long_conversations_on_a_cpu,
+    long_conversations_on_a_gpu,
+    single_stage,
+    smoke_data,
+    stage1_arms,
+)
 from ttt_core import TTTConfig
 
-SINKS = 4
 ENCODER_CONTEXT_OF_SHORT_UTTERANCES = 500
 """10 s windows: no sentence of the data is longer, and whisper's 30 s would be four fifths silence."""
 
@@ -55,22 +60,14 @@ def llama_omni_stage1(*, scale: Scale, seed: int) -> LlamaOmniExperiment:
 
 def _arms(sizes: _Sizes) -> tuple[Arm, ...]:
     model = sizes.model
-    upper = tuple(range(model.num_hidden_layers * 3 // 4, model.num_hidden_layers))
     mlp = TTTConfig(
         hidden_size=model.hidden_size,
         num_heads=model.num_attention_heads,
         inner_model="mlp",
         mini_batch_size=sizes.mini_batch_size,
     )
-    linear = dataclasses.replace(mlp, inner_model="linear")
-    same_memory = window_of_equal_memory(mlp, _key_value_bytes(model, sizes.key_bytes), SINKS)
-    window = sizes.lower_window
-    return (
-        Arm(name="ttt-mlp", upper_layers=upper, ttt=mlp, lower_window=window, sinks=SINKS),
-        Arm(name="ttt-linear", upper_layers=upper, ttt=linear, lower_window=window, sinks=SINKS),
-        Arm(name="sliding-window", upper_layers=upper, upper_window=same_memory, lower_window=window, sinks=SINKS),
-        Arm(name="full-attention", upper_layers=upper),
-    )
+    key_value_bytes = _key_value_bytes(model, sizes.key_bytes)
+    return stage1_arms(mlp, model.num_hidden_layers, key_value_bytes, sizes.lower_window)
 
 
 def _key_value_bytes(model: LlamaOmniConfig, key_bytes: int) -> int:
@@ -82,24 +79,15 @@ def _key_value_bytes(model: LlamaOmniConfig, key_bytes: int) -> int:
 
 def _smoke() -> _Sizes:
     """Seconds: every part of the recipe runs once. Its numbers mean nothing."""
-    spec = ConversationSpec(
-        positions=512, conversations=2, validation_conversations=1, subjects=2, subject_words=1, values=4,
-        fact_stated_by="assistant", small_talk=12, unit_vocab_size=48, unit_fit_utterances=40, text_vocab_size=512,
-    )  # fmt: skip
+    data = smoke_data()
     return _Sizes(
         model=LlamaOmniConfig.tiny(
-            vocab_size=spec.text_vocab_size,
-            unit_vocab_size=spec.unit_vocab_size,
-            speech_encoder_mel_bins=spec.n_mels,
+            vocab_size=data.spec.text_vocab_size,
+            unit_vocab_size=data.spec.unit_vocab_size,
+            speech_encoder_mel_bins=data.spec.n_mels,
             speech_encoder_context=ENCODER_CONTEXT_OF_SHORT_UTTERANCES,
         ),
-        data=DataPlan(
-            spec=spec,
-            curriculum=(
-                TrainingStage(positions=256, conversations=2, conversations_per_step=2, steps=2),
-                TrainingStage(positions=512, conversations=2, conversations_per_step=1, steps=2),
-            ),
-        ),
+        data=data,
         training=LlamaOmniTraining(learning_rate=3e-3, ttt_learning_rate=3e-3, warmup_steps=1, ctc_turns_per_step=1),
         evaluation=EvaluationPlan(
             validate_every_steps=4, checkpoint_every_steps=2, monitor_every_steps=2, speech_turns=1,
@@ -112,48 +100,22 @@ def _smoke() -> _Sizes:
 
 
 def _cpu() -> _Sizes:
-    """Minutes on two cores: the published length, a toy's width.
-
-    Recall has to be learned at all before distance can matter. In short conversations about two things, with brief
-    sentences, everything asked as often as possible and asked values weighing five times, full attention recalled every
-    second value after 300 steps; in 512 positions of whole sentences it guessed after 1,200. So the length grows in
-    four stages. The short ones keep a little small talk: without any, the long ones began at 12 nats a token.
-    """
-    spec = ConversationSpec(
-        positions=8192, conversations=40, validation_conversations=6, subjects=6, subject_words=1, values=12,
-        fact_phrasing="brief", fact_stated_by="assistant", event_share=1.0, small_talk=60, unit_vocab_size=100,
-        unit_fit_utterances=200, text_vocab_size=512,
-    )  # fmt: skip
+    """Minutes on two cores: the published length, a toy's width."""
+    data = long_conversations_on_a_cpu()
     return _Sizes(
         model=LlamaOmniConfig.tiny(
-            vocab_size=spec.text_vocab_size,
-            unit_vocab_size=spec.unit_vocab_size,
+            vocab_size=data.spec.text_vocab_size,
+            unit_vocab_size=data.spec.unit_vocab_size,
             hidden_size=128,
             intermediate_size=320,
             # About 1 / sqrt(128). Llama's 0.02 is meant for a width of 4096: at width 64, full attention came to 1.17
             # nats a token with it in 400 short steps, and to 0.92 with 0.1.
             initializer_range=0.08,
             rope_theta=10000.0,
-            speech_encoder_mel_bins=spec.n_mels,
+            speech_encoder_mel_bins=data.spec.n_mels,
             speech_encoder_context=ENCODER_CONTEXT_OF_SHORT_UTTERANCES,
         ),
-        data=DataPlan(
-            spec=spec,
-            curriculum=(
-                TrainingStage(
-                    positions=128, conversations=4096, conversations_per_step=16, steps=450, early_share=0.9,
-                    subjects_per_conversation=2,
-                ),
-                TrainingStage(
-                    positions=512, conversations=512, conversations_per_step=4, steps=120, early_share=0.75,
-                    subjects_per_conversation=4,
-                ),
-                TrainingStage(
-                    positions=2048, conversations=128, conversations_per_step=1, steps=80, early_share=0.5,
-                ),
-                TrainingStage(positions=8192, conversations=40, conversations_per_step=1, steps=40),
-            ),
-        ),
+        data=data,
         training=LlamaOmniTraining(
             learning_rate=3e-3, ttt_learning_rate=3e-3, warmup_steps=20, ctc_turns_per_step=1, fact_value_weight=5.0
         ),
@@ -166,10 +128,7 @@ def _cpu() -> _Sizes:
 
 def _gpu() -> _Sizes:
     """One GPU, trained from scratch: 90 million parameters, BF16 with FP32 states."""
-    spec = ConversationSpec(
-        positions=8192, conversations=4096, validation_conversations=24, values=40, unit_vocab_size=500,
-        unit_fit_utterances=600, text_vocab_size=1024,
-    )  # fmt: skip
+    spec = long_conversations_on_a_gpu()
     model = dataclasses.replace(
         LlamaOmniConfig.at_scale("gpu"), vocab_size=spec.text_vocab_size, speech_encoder_mel_bins=spec.n_mels
     )
@@ -201,10 +160,7 @@ def _full() -> _Sizes:
     )  # fmt: skip
     return _Sizes(
         model=LlamaOmniConfig.at_scale("full"),
-        data=DataPlan(
-            spec=spec,
-            curriculum=(TrainingStage(positions=8192, conversations=4096, conversations_per_step=1, steps=4000),),
-        ),
+        data=single_stage(spec),
         training=LlamaOmniTraining(
             trains="upper_mixers_and_speech", learning_rate=5e-5, ttt_learning_rate=2e-4, warmup_steps=200,
             ctc_turns_per_step=4, inner_warmup_steps=200, precision="bf16-mixed", gradient_checkpointing=True,

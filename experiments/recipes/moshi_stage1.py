@@ -18,12 +18,16 @@ from backbones.moshi import MoshiConfig
 from experiments.data.framing import UNITS_PER_FRAME
 from experiments.data.spec import ConversationSpec
 from experiments.harness.study import Scale
-from experiments.spoken.arms import window_of_equal_memory
 from experiments.spoken.configuration import Arm, DataPlan, EvaluationPlan, TrainingStage
 from experiments.spoken.moshi.configuration import MoshiExperiment, MoshiTraining
+from experiments.spoken.stage1 import (
+    brief_conversations,
+    long_conversations_on_a_gpu,
+    single_stage,
+    smoke_data,
+    stage1_arms,
+)
 from ttt_core import TTTConfig
-
-SINKS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,23 +58,15 @@ def moshi_stage1(*, scale: Scale, seed: int) -> MoshiExperiment:
 
 def _arms(sizes: _Sizes) -> tuple[Arm, ...]:
     model = sizes.model
-    upper = tuple(range(model.num_layers * 3 // 4, model.num_layers))
     mlp = TTTConfig(
         hidden_size=model.dim,
         num_heads=model.num_heads,
         inner_model="mlp",
         mini_batch_size=sizes.mini_batch_size,
     )
-    linear = dataclasses.replace(mlp, inner_model="linear")
-    same_memory = window_of_equal_memory(mlp, 2 * model.dim // model.kv_repeat * sizes.key_bytes, SINKS)
     ring = model.context
-    return (
-        Arm(name="ttt-mlp", upper_layers=upper, ttt=mlp, lower_window=ring, sinks=SINKS),
-        Arm(name="ttt-linear", upper_layers=upper, ttt=linear, lower_window=ring, sinks=SINKS),
-        Arm(name="sliding-window", upper_layers=upper, upper_window=same_memory, lower_window=ring, sinks=SINKS),
-        Arm(name="ring", upper_layers=upper, upper_window=ring, lower_window=ring),
-        Arm(name="full-attention", upper_layers=upper),
-    )
+    *windowed, full = stage1_arms(mlp, model.num_layers, 2 * model.dim // model.kv_repeat * sizes.key_bytes, ring)
+    return (*windowed, Arm(name="ring", upper_layers=full.upper_layers, upper_window=ring, lower_window=ring), full)
 
 
 def _of_units(model: MoshiConfig, spec: ConversationSpec) -> MoshiConfig:
@@ -87,19 +83,10 @@ def _of_units(model: MoshiConfig, spec: ConversationSpec) -> MoshiConfig:
 
 def _smoke() -> _Sizes:
     """Seconds: every part of the recipe runs once. Its numbers mean nothing."""
-    spec = ConversationSpec(
-        positions=512, conversations=2, validation_conversations=1, subjects=2, subject_words=1, values=4,
-        fact_stated_by="assistant", small_talk=12, unit_vocab_size=48, unit_fit_utterances=40, text_vocab_size=512,
-    )  # fmt: skip
+    data = smoke_data()
     return _Sizes(
-        model=_of_units(dataclasses.replace(MoshiConfig.at_scale("smoke"), context=64), spec),
-        data=DataPlan(
-            spec=spec,
-            curriculum=(
-                TrainingStage(positions=256, conversations=2, conversations_per_step=2, steps=2),
-                TrainingStage(positions=512, conversations=2, conversations_per_step=1, steps=2),
-            ),
-        ),
+        model=_of_units(dataclasses.replace(MoshiConfig.at_scale("smoke"), context=64), data.spec),
+        data=data,
         training=MoshiTraining(
             learning_rate=3e-3, ttt_learning_rate=3e-3, warmup_steps=1, audio_frames_per_step=50
         ),
@@ -121,11 +108,7 @@ def _cpu() -> _Sizes:
     55 % after 400; a weight of 15 on asked values was ahead at first and level in the end (56 %). The long ones are
     read in a few steps: of 4,280 frames, a step with windows takes 7 s on one core.
     """
-    spec = ConversationSpec(
-        positions=1024, conversations=128, validation_conversations=8, subjects=6, subject_words=1, values=12,
-        fact_phrasing="brief", fact_stated_by="assistant", event_share=1.0, small_talk=60, unit_vocab_size=100,
-        unit_fit_utterances=200, text_vocab_size=512,
-    )  # fmt: skip
+    spec = brief_conversations(1024, conversations=128, validation_conversations=8)
     edges = (0, 128, 256, 512, 1024, 2048)
     return _Sizes(
         # Its ring holds 250 frames: 20 s where the published one holds 240 s.
@@ -159,10 +142,7 @@ def _cpu() -> _Sizes:
 
 def _gpu() -> _Sizes:
     """One GPU, trained from scratch: BF16 with FP32 states, conversations of twenty minutes."""
-    spec = ConversationSpec(
-        positions=8192, conversations=4096, validation_conversations=24, values=40, unit_vocab_size=500,
-        unit_fit_utterances=600, text_vocab_size=1024,
-    )  # fmt: skip
+    spec = long_conversations_on_a_gpu()
     edges = (0, 512, 2048, 4096, 8192, 16384)
     return _Sizes(
         model=_of_units(MoshiConfig.at_scale("gpu"), spec),
@@ -195,10 +175,7 @@ def _full() -> _Sizes:
     edges = (0, 512, 2048, 4096, 8192, 16384)
     return _Sizes(
         model=dataclasses.replace(MoshiConfig.published(), gradient_checkpointing=True),
-        data=DataPlan(
-            spec=spec,
-            curriculum=(TrainingStage(positions=8192, conversations=4096, conversations_per_step=1, steps=4000),),
-        ),
+        data=single_stage(spec),
         training=MoshiTraining(
             trains="upper_mixers_and_speech", learning_rate=5e-5, ttt_learning_rate=2e-4, warmup_steps=200,
             audio_frames_per_step=1024, inner_warmup_steps=200, precision="bf16-mixed",

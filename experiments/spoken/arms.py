@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from backbones.mounting import MemoryDescription
+from transformers import PreTrainedModel
+
+from backbones.mounting import MemoryDescription, mount
 from experiments.harness import metric_names as names
 from experiments.spoken.configuration import Arm
 from ttt_core import TTTConfig
@@ -21,6 +23,15 @@ def windows_of(arm: Arm, layers: int) -> dict[int, int]:
         if window is not None:
             windows[layer] = window
     return windows
+
+
+def mount_on_decoder(llm: PreTrainedModel, arm: Arm) -> None:
+    """Puts what `arm` says into a language model of transformers, in place."""
+    windows = windows_of(arm, llm.config.num_hidden_layers) or None
+    if arm.ttt is not None:
+        mount(llm, layers=arm.upper_layers, config=arm.ttt, mode="replace", window=windows, sinks=arm.sinks)
+    elif windows:
+        mount(llm, layers=(), window=windows, sinks=arm.sinks)
 
 
 def window_of_equal_memory(ttt: TTTConfig, bytes_per_position: int, sinks: int) -> int:

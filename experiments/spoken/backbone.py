@@ -40,7 +40,7 @@ class SpokenBackbone:
     save_sample: (config, model, validation conversations, loader, folder), writes `sample.txt` and the sounds that go
         with it, and gives their paths.
     speech_loss, speech_loss_title: name of the validation's metric of the speech that is said, and what a figure
-        calls it.
+        calls it; None where what is said is text.
     """
 
     check_data: Callable[[Any, ConversationSet], None]
@@ -51,8 +51,8 @@ class SpokenBackbone:
     ttt_layers: Callable[[Any], Mapping[int, TTTLayer]]
     save_difference: Callable[[Any, Path], None]
     save_sample: Callable[[Any, Any, ConversationSet, Any, Path], list[Path]]
-    speech_loss: str
-    speech_loss_title: str
+    speech_loss: str | None
+    speech_loss_title: str = ""
 
 
 def folder_of(backbone: str) -> str:

@@ -135,6 +135,26 @@ class TrainingPlan(OptimiserPlan):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DecoderTraining(TrainingPlan):
+    """What a language model of transformers adds.
+
+    segment_positions: truncated backpropagation: a conversation is read in segments of that many positions, with the
+        state carried and the gradient cut between them. None: one graph for the whole conversation.
+    """
+
+    segment_positions: int | None = None
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gradient_checkpointing and self.segment_positions is not None:
+            # transformers drops the cache while it checkpoints, and the carried state with it, without a word.
+            raise ValueError("gradient_checkpointing and segment_positions exclude each other; set one of them")
+        if self.segment_positions is not None and self.segment_positions < 1:
+            raise ValueError(f"segment_positions must be at least 1, or none; got {self.segment_positions}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
     """What is measured, and how often (in steps).
 

@@ -63,8 +63,8 @@ class ConversationScores:
         known_total, known_count = self._totals.get(name, (0.0, 0))
         self._totals[name] = known_total + total, known_count + count
 
-    def metrics(self, speech_loss: str, speech_weight: float) -> dict[str, float]:
-        """Everything measured, by its logged name. speech_loss: name of the mean that counts as the speech's loss."""
+    def metrics(self, speech_loss: str | None, speech_weight: float) -> dict[str, float]:
+        """Everything measured, by its logged name. speech_loss: name of the mean that is the speech's loss."""
         assert self.tokens, "no validation conversation has a labelled token"
         text_loss = self.text_loss_sum / self.tokens
         measured = {
@@ -84,4 +84,5 @@ class ConversationScores:
         if self.facts:
             measured[names.RECALL_ALL] = self.recalled / self.facts
             measured[names.RECALL_VALUE_LOSS] = self.value_loss_sum / self.facts
-        return measured | {names.VALIDATION_LOSS: text_loss + speech_weight * measured.get(speech_loss, 0.0)}
+        speech = 0.0 if speech_loss is None else measured.get(speech_loss, 0.0)
+        return measured | {names.VALIDATION_LOSS: text_loss + speech_weight * speech}

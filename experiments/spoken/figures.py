@@ -71,9 +71,10 @@ def draw_experiment(
 
 def learning_panels(backbone: SpokenBackbone) -> dict[str, str]:
     """{metric: title} of the learning curves."""
+    speech = {} if backbone.speech_loss is None else {backbone.speech_loss: f"validation: {backbone.speech_loss_title}"}
     return {
         names.VALIDATION_TEXT_LOSS: "validation: nats per text token",
-        backbone.speech_loss: f"validation: {backbone.speech_loss_title}",
+        **speech,
         names.RECALL_ALL: "validation: share of facts recalled",
         names.RECALL_VALUE_LOSS: "validation: nats per fact value",
         names.TRAIN_TEXT_LOSS: "training: nats per text token",
@@ -123,7 +124,9 @@ def _learning_figure(
 ) -> Path:  # fmt: skip
     figure = Figure(figsize=(12, 7), layout="constrained")
     grid = list(figure.subplots(2, 3).flat)
-    for axes, (metric, title) in zip(grid, panels.items(), strict=True):
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (metric, title) in zip(grid, panels.items(), strict=False):
         for arm, logged in curves.items():
             rows = logged.get(metric, [])
             axes.plot([step for step, _ in rows], [value for _, value in rows], label=arm, linewidth=1)

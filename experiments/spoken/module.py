@@ -15,7 +15,7 @@ INNER_WARMUP_START = 0.1
 class SpokenModule(CountedModule):
     """Trains and measures one arm. A child gives the losses, and fills `scores` in its validation steps."""
 
-    def __init__(self, model: Any, config: SpokenExperiment, speech_loss: str) -> None:
+    def __init__(self, model: Any, config: SpokenExperiment, speech_loss: str | None) -> None:
         super().__init__(config.training, config.data.steps, config.evaluation.validate_every_steps)
         self.model = model
         self.evaluation = config.evaluation

@@ -12,7 +12,7 @@ from backbones.llama_omni import IGNORED_LABEL, LlamaOmni, SpeechFrames, SpokenT
 from experiments.data.conversations import Conversation
 from experiments.data.dataset import ConversationSet
 from experiments.data.packing import PackedConversation, pack
-from experiments.spoken.batches import AskedFact
+from experiments.spoken.batches import AskedFact, asked_facts, label_seconds, padded
 from experiments.spoken.llama_omni.configuration import LlamaOmniExperiment
 
 
@@ -86,16 +86,16 @@ class LlamaOmniLoader:
         packed = [self._pack(dataset, conversation) for conversation in conversations]
         speech_ids = [utterance for one in packed for utterance in one.speech_segments]
         return LlamaOmniBatch(
-            input_ids=_padded([one.input_ids for one in packed], dataset.tokenizer.pad_id),
-            labels=_padded([one.labels for one in packed], IGNORED_LABEL),
-            attention_mask=_padded([_is_real(one) for one in packed], False),
+            input_ids=padded([one.input_ids for one in packed], dataset.tokenizer.pad_id),
+            labels=padded([one.labels for one in packed], IGNORED_LABEL),
+            attention_mask=padded([_is_real(one) for one in packed], False),
             speech=self.encoded.frames(dataset, speech_ids),
             spoken_turns=[
                 [SpokenTurn(start=turn.start, end=turn.end, units=turn.units) for turn in one.spoken_turns]
                 for one in packed
             ],
-            asked_facts=[_asked_facts(one) for one in packed],
-            label_seconds=[_label_seconds(*pair) for pair in zip(conversations, packed, strict=True)],
+            asked_facts=[asked_facts(one.recalls) for one in packed],
+            label_seconds=[label_seconds(*pair) for pair in zip(conversations, packed, strict=True)],
             lengths=torch.tensor([one.length - one.pad_count for one in packed]),
         )
 
@@ -110,30 +110,8 @@ class LlamaOmniLoader:
         return pack(conversation, dataset, self._model.speech_positions, self._mini_batch_size)
 
 
-def _asked_facts(packed: PackedConversation) -> list[AskedFact]:
-    return [
-        AskedFact(
-            positions=torch.tensor(recall.value_positions),
-            distance=recall.distance_to_last_mention,
-            seconds=recall.seconds_since_last_mention,
-        )
-        for recall in packed.recalls
-    ]
-
-
-def _label_seconds(conversation: Conversation, packed: PackedConversation) -> Tensor:
-    """(labels,) seconds; the labels are those of the assistant's turns in order, every second turn."""
-    starts = [turn.start_s for turn in conversation.turns[1::2]][: len(packed.spoken_turns)]
-    lengths = [turn.end - turn.start for turn in packed.spoken_turns]
-    return torch.tensor(starts).repeat_interleave(torch.tensor(lengths))
-
-
 def _is_real(packed: PackedConversation) -> torch.Tensor:
     """(N,) bool: False where the packer filled up to whole mini-batches, which our layers need not."""
     is_real = torch.ones_like(packed.input_ids, dtype=torch.bool)
     is_real[len(is_real) - packed.pad_count :] = False
     return is_real
-
-
-def _padded(rows: list[torch.Tensor], value: int | bool) -> torch.Tensor:
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)

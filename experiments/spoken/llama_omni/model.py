@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from backbones.llama_omni import LlamaOmni, LlamaOmniConfig
-from backbones.mounting import MemoryDescription, describe, mount, save_ttt, ttt_layers
+from backbones.mounting import MemoryDescription, describe, save_ttt, ttt_layers
 from experiments.data.dataset import ConversationSet
-from experiments.spoken.arms import windows_of
+from experiments.spoken.arms import mount_on_decoder
 from experiments.spoken.configuration import Arm
 from experiments.spoken.llama_omni.configuration import LlamaOmniExperiment
 from experiments.spoken.prepared_data import require_vocabularies
@@ -29,17 +29,8 @@ def build_model(config: LlamaOmniExperiment, arm: Arm, weights: Path | None) -> 
         torch.manual_seed(config.seed)
         model = LlamaOmni(config.model) if weights is None else _loaded(weights, config.model)
         torch.manual_seed(config.seed + 1)  # TTT's own weights do not depend on how many the model drew
-        mount_arm(model, arm)
+        mount_on_decoder(model.llm, arm)
     return model
-
-
-def mount_arm(model: LlamaOmni, arm: Arm) -> None:
-    """Puts what `arm` says into the language model, in place."""
-    windows = windows_of(arm, model.config.num_hidden_layers) or None
-    if arm.ttt is not None:
-        mount(model.llm, layers=arm.upper_layers, config=arm.ttt, mode="replace", window=windows, sinks=arm.sinks)
-    elif windows:
-        mount(model.llm, layers=(), window=windows, sinks=arm.sinks)
 
 
 def memory_of(config: LlamaOmniExperiment, arm: Arm) -> MemoryDescription:
@@ -51,7 +42,7 @@ def memory_of(config: LlamaOmniExperiment, arm: Arm) -> MemoryDescription:
         model = LlamaOmni(config.model)
         if config.training.precision != "32-true":
             model = model.to(torch.bfloat16)
-        mount_arm(model, arm)
+        mount_on_decoder(model.llm, arm)
     return describe(model.llm)
 
 
