@@ -212,7 +212,7 @@ def test_the_trained_difference_is_what_the_last_checkpoint_holds(smoke: Finishe
     saved = load_file(smoke.run_folder / "ttt-mlp" / "trained_difference.safetensors")
     weights = read_checkpoint(smoke.run_folder / "ttt-mlp" / "checkpoints" / "last.ckpt")["weights"]
     assert saved
-    assert all(torch.equal(tensor, weights[f"model.{name}"]) for name, tensor in saved.items())
+    assert all(torch.equal(tensor, weights[f"model.model.{name}"]) for name, tensor in saved.items())
 
 
 def test_the_page_of_findings_can_draw_it(smoke: FinishedCommand) -> None:
