@@ -9,7 +9,6 @@ TAGS = {
     "software", "mlflow.runName",
 }  # fmt: skip
 SYSTEM_METRICS = {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"}
-SECONDS_THAT_HAVE_A_SAMPLE = 4
 
 
 def check_logged_alike(uri: str, recipe: str) -> None:
@@ -19,15 +18,11 @@ def check_logged_alike(uri: str, recipe: str) -> None:
     runs = client.search_runs([experiment.experiment_id])
     digests = {run.data.tags["data_digest"] for run in runs}
     assert len(digests) == 1 and runs
-    machines_watched = 0
     for run in runs:
         assert set(run.data.tags) >= TAGS, run.data.tags["mlflow.runName"]
         assert bool(run.inputs.dataset_inputs) == (digests != {"none"})
-        # Ways of looking at a trained model are runs below its arm's process, which alone is watched.
         if run.data.tags["role"] == "arm":
             assert run.data.params
+        # Short arms have no sample, nor have ways of looking at a trained model, which are runs of its arm's process.
         watched = {name for name in run.data.metrics if name.startswith("system/")}
-        assert not watched or watched >= SYSTEM_METRICS
-        machines_watched += bool(watched)
-    seconds = max((run.info.end_time - run.info.start_time) / 1000 for run in runs)
-    assert machines_watched or seconds < SECONDS_THAT_HAVE_A_SAMPLE, f"{seconds} s and no sample of the machine"
+        assert watched >= SYSTEM_METRICS or (run.data.tags["role"] == "arm" and not watched), run.data.tags["arm"]

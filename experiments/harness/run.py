@@ -16,6 +16,7 @@ from experiments.harness.data_source import DataSource
 from experiments.harness.identity import fingerprint, flattened, plain_values
 from experiments.harness.outcomes import read_outcome
 from experiments.harness.study import ArmTask, Experiment, FinishedArm, Report, RunOptions, Study
+from experiments.harness.system_metrics import machine_watched
 from experiments.harness.tracking import RunIdentity, RunLogger, RunStatus
 
 INTERRUPTED = 130
@@ -41,7 +42,8 @@ def run_experiment(config: Experiment, study: Study, options: RunOptions) -> int
     every = _tasks(
         config, study, config.arm_names, folder, (uri, experiment_id, parent.run_id), (data, sources), options
     )
-    interrupted = run_arms([task for task in every if task.arm in arms], arms_at_once(len(every)))
+    with machine_watched(uri, parent.run_id, config.scale, goes_on=options.resumes):
+        interrupted = run_arms([task for task in every if task.arm in arms], arms_at_once(len(every)))
     finished = [_finished(task, uri) for task in every]
     # Arms that were neither asked for now nor run before are no part of the report, and the experiment is not whole.
     begun = [arm for arm in finished if arm.outcome is not None or arm.task.arm in arms]
