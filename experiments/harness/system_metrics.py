@@ -1,4 +1,4 @@
-"""What the machine does while an experiment and its arms run: MLflow's own monitor, in the background, under `system/`."""
+"""What the machine does while an experiment and its arms run: MLflow's own monitor, under `system/`."""
 
 from __future__ import annotations
 
