@@ -266,36 +266,19 @@ MODEL_CARDS = View(
 )
 
 
-def _stage(recipe: str, title: str) -> View:
-    return View(key=recipe, title=title, recipes=(recipe,), sections=SPOKEN, columns=SPOKEN_COLUMNS)
+def _spoken(key: str, title: str, recipes: str = "") -> View:
+    """recipes: a pattern of their names; the recipe called `key` where none is given."""
+    return View(key=key, title=title, recipes=(recipes or key,), sections=SPOKEN, columns=SPOKEN_COLUMNS)
 
 
 VIEWS: tuple[View, ...] = (
-    _stage("llama-omni-stage1", "Llama-Omni, stage 1"),
-    _stage("moshi-stage1", "Moshi, stage 1"),
-    _stage("qwen-tts-stage1", "Qwen + TTS, stage 1"),
-    _stage("qwen-mimi-stage1", "Qwen + Mimi, stage 1"),
-    View(
-        key="across-backbones",
-        title="Across backbones",
-        recipes=("*-stage[0-9]",),
-        sections=SPOKEN,
-        columns=SPOKEN_COLUMNS,
-    ),
-    View(
-        key="llama-omni-stages",
-        title="Llama-Omni, stage by stage",
-        recipes=("llama-omni-stage[0-9]",),
-        sections=SPOKEN,
-        columns=SPOKEN_COLUMNS,
-    ),
-    View(
-        key="moshi-stages",
-        title="Moshi, stage by stage",
-        recipes=("moshi-stage[0-9]",),
-        sections=SPOKEN,
-        columns=SPOKEN_COLUMNS,
-    ),
+    _spoken("llama-omni-stage1", "Llama-Omni, stage 1"),
+    _spoken("moshi-stage1", "Moshi, stage 1"),
+    _spoken("qwen-tts-stage1", "Qwen + TTS, stage 1"),
+    _spoken("qwen-mimi-stage1", "Qwen + Mimi, stage 1"),
+    _spoken("across-backbones", "Across backbones", recipes="*-stage[0-9]"),
+    _spoken("llama-omni-stages", "Llama-Omni, stage by stage", recipes="llama-omni-stage[0-9]"),
+    _spoken("moshi-stages", "Moshi, stage by stage", recipes="moshi-stage[0-9]"),
     KV_WRAPAROUND,
     BF16_DRIFT,
     ENDLESS_STREAM,

@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from backbones.llama_omni import LlamaOmniConfig
 from experiments.data.spec import ConversationSpec
 from experiments.harness.study import Scale
-from experiments.spoken.configuration import Arm, DataPlan, EvaluationPlan, TrainingStage
+from experiments.spoken.configuration import Arm, DataPlan, EvaluationPlan
 from experiments.spoken.llama_omni.configuration import LlamaOmniExperiment, LlamaOmniTraining
 from experiments.spoken.stage1 import (
     long_conversations_on_a_cpu,
-    long_conversations_on_a_gpu,
     single_stage,
     smoke_data,
     stage1_arms,
+    two_stages_on_a_gpu,
+    upper_quarter,
 )
 from ttt_core import TTTConfig
 
@@ -67,7 +68,7 @@ def _arms(sizes: _Sizes) -> tuple[Arm, ...]:
         mini_batch_size=sizes.mini_batch_size,
     )
     key_value_bytes = _key_value_bytes(model, sizes.key_bytes)
-    return stage1_arms(mlp, model.num_hidden_layers, key_value_bytes, sizes.lower_window)
+    return stage1_arms(mlp, upper_quarter(model.num_hidden_layers), key_value_bytes, sizes.lower_window)
 
 
 def _key_value_bytes(model: LlamaOmniConfig, key_bytes: int) -> int:
@@ -128,19 +129,13 @@ def _cpu() -> _Sizes:
 
 def _gpu() -> _Sizes:
     """One GPU, trained from scratch: 90 million parameters, BF16 with FP32 states."""
-    spec = long_conversations_on_a_gpu()
+    data = two_stages_on_a_gpu(long_ones_per_step=8)
     model = dataclasses.replace(
-        LlamaOmniConfig.at_scale("gpu"), vocab_size=spec.text_vocab_size, speech_encoder_mel_bins=spec.n_mels
+        LlamaOmniConfig.at_scale("gpu"), vocab_size=data.spec.text_vocab_size, speech_encoder_mel_bins=data.spec.n_mels
     )
     return _Sizes(
         model=model,
-        data=DataPlan(
-            spec=spec,
-            curriculum=(
-                TrainingStage(positions=1024, conversations=16384, conversations_per_step=32, steps=4000),
-                TrainingStage(positions=8192, conversations=4096, conversations_per_step=8, steps=4000),
-            ),
-        ),
+        data=data,
         training=LlamaOmniTraining(
             learning_rate=6e-4, ttt_learning_rate=6e-4, warmup_steps=400, ctc_turns_per_step=16,
             inner_warmup_steps=400, precision="bf16-mixed",

@@ -18,14 +18,15 @@ from backbones.moshi import MoshiConfig
 from experiments.data.framing import UNITS_PER_FRAME
 from experiments.data.spec import ConversationSpec
 from experiments.harness.study import Scale
-from experiments.spoken.configuration import Arm, DataPlan, EvaluationPlan, TrainingStage
+from experiments.spoken.configuration import Arm, DataPlan, EvaluationPlan
 from experiments.spoken.moshi.configuration import MoshiExperiment, MoshiTraining
 from experiments.spoken.stage1 import (
-    brief_conversations,
-    long_conversations_on_a_gpu,
+    frames_on_a_cpu,
     single_stage,
     smoke_data,
     stage1_arms,
+    two_stages_on_a_gpu,
+    upper_quarter,
 )
 from ttt_core import TTTConfig
 
@@ -65,7 +66,9 @@ def _arms(sizes: _Sizes) -> tuple[Arm, ...]:
         mini_batch_size=sizes.mini_batch_size,
     )
     ring = model.context
-    *windowed, full = stage1_arms(mlp, model.num_layers, 2 * model.dim // model.kv_repeat * sizes.key_bytes, ring)
+    *windowed, full = stage1_arms(
+        mlp, upper_quarter(model.num_layers), 2 * model.dim // model.kv_repeat * sizes.key_bytes, ring
+    )
     return (*windowed, Arm(name="ring", upper_layers=full.upper_layers, upper_window=ring, lower_window=ring), full)
 
 
@@ -108,25 +111,12 @@ def _cpu() -> _Sizes:
     55 % after 400; a weight of 15 on asked values was ahead at first and level in the end (56 %). The long ones are
     read in a few steps: of 4,280 frames, a step with windows takes 7 s on one core.
     """
-    spec = brief_conversations(1024, conversations=128, validation_conversations=8)
+    data = frames_on_a_cpu()
     edges = (0, 128, 256, 512, 1024, 2048)
     return _Sizes(
         # Its ring holds 250 frames: 20 s where the published one holds 240 s.
-        model=_of_units(MoshiConfig.at_scale("cpu"), spec),
-        data=DataPlan(
-            spec=spec,
-            curriculum=(
-                TrainingStage(
-                    positions=128, conversations=4096, conversations_per_step=8, steps=500, early_share=0.9,
-                    subjects_per_conversation=2,
-                ),
-                TrainingStage(
-                    positions=512, conversations=512, conversations_per_step=2, steps=60, early_share=0.75,
-                    subjects_per_conversation=4,
-                ),
-                TrainingStage(positions=1024, conversations=128, conversations_per_step=1, steps=30),
-            ),
-        ),
+        model=_of_units(MoshiConfig.at_scale("cpu"), data.spec),
+        data=data,
         training=MoshiTraining(
             learning_rate=3e-3, ttt_learning_rate=3e-3, warmup_steps=20, fact_value_weight=5.0,
             audio_frames_per_step=128,
@@ -142,17 +132,11 @@ def _cpu() -> _Sizes:
 
 def _gpu() -> _Sizes:
     """One GPU, trained from scratch: BF16 with FP32 states, conversations of twenty minutes."""
-    spec = long_conversations_on_a_gpu()
+    data = two_stages_on_a_gpu(long_ones_per_step=4)
     edges = (0, 512, 2048, 4096, 8192, 16384)
     return _Sizes(
-        model=_of_units(MoshiConfig.at_scale("gpu"), spec),
-        data=DataPlan(
-            spec=spec,
-            curriculum=(
-                TrainingStage(positions=1024, conversations=16384, conversations_per_step=32, steps=4000),
-                TrainingStage(positions=8192, conversations=4096, conversations_per_step=4, steps=4000),
-            ),
-        ),
+        model=_of_units(MoshiConfig.at_scale("gpu"), data.spec),
+        data=data,
         training=MoshiTraining(
             learning_rate=6e-4, ttt_learning_rate=6e-4, warmup_steps=400, audio_frames_per_step=2048,
             inner_warmup_steps=400, precision="bf16-mixed",

@@ -17,12 +17,10 @@ from backbones.qwen_mimi import RESERVED_TEXT_IDS, QwenMimiConfig
 from experiments.data.framing import UNITS_PER_FRAME
 from experiments.data.spec import ConversationSpec
 from experiments.harness.study import Scale
-from experiments.spoken.arms import window_of_equal_memory
-from experiments.spoken.configuration import Arm, DataPlan, EvaluationPlan, TrainingStage
+from experiments.spoken.configuration import Arm, DataPlan, EvaluationPlan
 from experiments.spoken.qwen_mimi.configuration import Codes, QwenMimiExperiment, QwenMimiTraining
+from experiments.spoken.stage1 import frames_on_a_cpu, single_stage, smoke_data, stage1_arms, two_stages_on_a_gpu
 from ttt_core import TTTConfig
-
-SINKS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +54,6 @@ def qwen_mimi_stage1(*, scale: Scale, seed: int) -> QwenMimiExperiment:
 
 def _arms(sizes: _Sizes) -> tuple[Arm, ...]:
     model = sizes.model
-    upper = tuple(model.ttt_layers)
     mlp = TTTConfig(
         hidden_size=model.hidden_size,
         num_heads=model.num_attention_heads,
@@ -64,16 +61,8 @@ def _arms(sizes: _Sizes) -> tuple[Arm, ...]:
         mini_batch_size=sizes.mini_batch_size,
         projection_bias=True,  # as the attention that it starts from
     )
-    linear = dataclasses.replace(mlp, inner_model="linear")
     one_position = 2 * model.num_key_value_heads * (model.hidden_size // model.num_attention_heads) * sizes.key_bytes
-    same_memory = window_of_equal_memory(mlp, one_position, SINKS)
-    window = sizes.lower_window
-    return (
-        Arm(name="ttt-mlp", upper_layers=upper, ttt=mlp, lower_window=window, sinks=SINKS),
-        Arm(name="ttt-linear", upper_layers=upper, ttt=linear, lower_window=window, sinks=SINKS),
-        Arm(name="sliding-window", upper_layers=upper, upper_window=same_memory, lower_window=window, sinks=SINKS),
-        Arm(name="full-attention", upper_layers=upper),
-    )
+    return stage1_arms(mlp, tuple(model.ttt_layers), one_position, sizes.lower_window)
 
 
 def _of_units(model: QwenMimiConfig, spec: ConversationSpec) -> QwenMimiConfig:
@@ -86,19 +75,10 @@ def _of_units(model: QwenMimiConfig, spec: ConversationSpec) -> QwenMimiConfig:
 
 def _smoke() -> _Sizes:
     """Seconds: every part of the recipe runs once. Its numbers mean nothing."""
-    spec = ConversationSpec(
-        positions=512, conversations=2, validation_conversations=1, subjects=2, subject_words=1, values=4,
-        fact_stated_by="assistant", small_talk=12, unit_vocab_size=48, unit_fit_utterances=40, text_vocab_size=512,
-    )  # fmt: skip
+    data = smoke_data()
     return _Sizes(
-        model=_of_units(QwenMimiConfig.at_scale("smoke"), spec),
-        data=DataPlan(
-            spec=spec,
-            curriculum=(
-                TrainingStage(positions=256, conversations=2, conversations_per_step=2, steps=2),
-                TrainingStage(positions=512, conversations=2, conversations_per_step=1, steps=2),
-            ),
-        ),
+        model=_of_units(QwenMimiConfig.at_scale("smoke"), data.spec),
+        data=data,
         training=QwenMimiTraining(
             learning_rate=3e-3, ttt_learning_rate=3e-3, warmup_steps=1, audio_frames_per_step=50
         ),
@@ -117,28 +97,11 @@ def _cpu() -> _Sizes:
 
     The window of the lower layers, 250 frames, is 20 s: conversations of three minutes are eight times as long.
     """
-    spec = ConversationSpec(
-        positions=1024, conversations=128, validation_conversations=8, subjects=6, subject_words=1, values=12,
-        fact_phrasing="brief", fact_stated_by="assistant", event_share=1.0, small_talk=60, unit_vocab_size=100,
-        unit_fit_utterances=200, text_vocab_size=512,
-    )  # fmt: skip
+    data = frames_on_a_cpu()
     edges = (0, 128, 256, 512, 1024, 2048)
     return _Sizes(
-        model=_of_units(QwenMimiConfig.at_scale("cpu"), spec),
-        data=DataPlan(
-            spec=spec,
-            curriculum=(
-                TrainingStage(
-                    positions=128, conversations=4096, conversations_per_step=8, steps=500, early_share=0.9,
-                    subjects_per_conversation=2,
-                ),
-                TrainingStage(
-                    positions=512, conversations=512, conversations_per_step=2, steps=60, early_share=0.75,
-                    subjects_per_conversation=4,
-                ),
-                TrainingStage(positions=1024, conversations=128, conversations_per_step=1, steps=30),
-            ),
-        ),
+        model=_of_units(QwenMimiConfig.at_scale("cpu"), data.spec),
+        data=data,
         training=QwenMimiTraining(
             learning_rate=3e-3, ttt_learning_rate=3e-3, warmup_steps=20, fact_value_weight=5.0,
             audio_frames_per_step=128,
@@ -155,20 +118,11 @@ def _cpu() -> _Sizes:
 
 def _gpu() -> _Sizes:
     """One GPU, trained from scratch: BF16 with FP32 states, conversations of twenty minutes."""
-    spec = ConversationSpec(
-        positions=8192, conversations=4096, validation_conversations=24, values=40, unit_vocab_size=500,
-        unit_fit_utterances=600, text_vocab_size=1024,
-    )  # fmt: skip
+    data = two_stages_on_a_gpu(long_ones_per_step=4)
     edges = (0, 512, 2048, 4096, 8192, 16384)
     return _Sizes(
-        model=_of_units(QwenMimiConfig.at_scale("gpu"), spec),
-        data=DataPlan(
-            spec=spec,
-            curriculum=(
-                TrainingStage(positions=1024, conversations=16384, conversations_per_step=32, steps=4000),
-                TrainingStage(positions=8192, conversations=4096, conversations_per_step=4, steps=4000),
-            ),
-        ),
+        model=_of_units(QwenMimiConfig.at_scale("gpu"), data.spec),
+        data=data,
         training=QwenMimiTraining(
             learning_rate=6e-4, ttt_learning_rate=6e-4, warmup_steps=400, audio_frames_per_step=2048,
             inner_warmup_steps=400, precision="bf16-mixed",
@@ -195,10 +149,7 @@ def _full() -> _Sizes:
     edges = (0, 512, 2048, 4096, 8192, 16384)
     return _Sizes(
         model=QwenMimiConfig.planned(),
-        data=DataPlan(
-            spec=spec,
-            curriculum=(TrainingStage(positions=8192, conversations=4096, conversations_per_step=1, steps=4000),),
-        ),
+        data=single_stage(spec),
         training=QwenMimiTraining(
             trains="upper_mixers_and_speech", learning_rate=5e-5, ttt_learning_rate=2e-4, warmup_steps=200,
             audio_frames_per_step=1024, inner_warmup_steps=200, precision="bf16-mixed", gradient_checkpointing=True,

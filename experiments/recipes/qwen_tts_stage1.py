@@ -20,14 +20,15 @@ from backbones.qwen_tts import QwenConfig
 from experiments.data.spec import ConversationSpec
 from experiments.data.tokenizer import BOS_ID, EOS_ID
 from experiments.harness.study import Scale
-from experiments.spoken.configuration import DataPlan, DecoderTraining, EvaluationPlan, TrainingStage
+from experiments.spoken.configuration import DataPlan, DecoderTraining, EvaluationPlan
 from experiments.spoken.qwen_tts.configuration import QwenExperiment
 from experiments.spoken.stage1 import (
     long_conversations_on_a_cpu,
-    long_conversations_on_a_gpu,
     single_stage,
     smoke_data,
     stage1_arms,
+    two_stages_on_a_gpu,
+    upper_quarter,
 )
 from ttt_core import TTTConfig
 
@@ -65,7 +66,7 @@ def qwen_tts_stage1(*, scale: Scale, seed: int) -> QwenExperiment:
         data=sizes.data,
         training=sizes.training,
         evaluation=sizes.evaluation,
-        arms=stage1_arms(mlp, model.num_hidden_layers, key_value_bytes, sizes.lower_window),
+        arms=stage1_arms(mlp, upper_quarter(model.num_hidden_layers), key_value_bytes, sizes.lower_window),
     )
 
 
@@ -118,16 +119,10 @@ def _cpu() -> _Sizes:
 
 def _gpu() -> _Sizes:
     """One GPU, trained from scratch: 75 million parameters, BF16 with FP32 states."""
-    spec = long_conversations_on_a_gpu()
+    data = two_stages_on_a_gpu(long_ones_per_step=8)
     return _Sizes(
-        model=_of_text(QwenConfig.at_scale("gpu"), spec),
-        data=DataPlan(
-            spec=spec,
-            curriculum=(
-                TrainingStage(positions=1024, conversations=16384, conversations_per_step=32, steps=4000),
-                TrainingStage(positions=8192, conversations=4096, conversations_per_step=8, steps=4000),
-            ),
-        ),
+        model=_of_text(QwenConfig.at_scale("gpu"), data.spec),
+        data=data,
         training=DecoderTraining(
             learning_rate=6e-4, ttt_learning_rate=6e-4, warmup_steps=400, inner_warmup_steps=400,
             precision="bf16-mixed",

@@ -12,14 +12,18 @@ from ttt_core import TTTConfig
 SINKS = 4
 
 
-def stage1_arms(mlp: TTTConfig, layers: int, key_value_bytes: int, lower_window: int) -> tuple[Arm, ...]:
-    """Four arms that differ in what mixes positions in the upper quarter of the layers.
+def upper_quarter(layers: int) -> tuple[int, ...]:
+    """24 to 31 of 32."""
+    return tuple(range(layers * 3 // 4, layers))
+
+
+def stage1_arms(mlp: TTTConfig, upper: tuple[int, ...], key_value_bytes: int, lower_window: int) -> tuple[Arm, ...]:
+    """Four arms that differ in what mixes positions in the upper layers.
 
     mlp: the TTT layer of ttt-mlp; ttt-linear has all but the inner model of it, and the sliding window takes as many
     bytes as its state. key_value_bytes: what one layer's attention keeps of one position. lower_window: positions that
     the layers below see, except in full-attention.
     """
-    upper = tuple(range(layers * 3 // 4, layers))
     linear = dataclasses.replace(mlp, inner_model="linear")
     same_memory = window_of_equal_memory(mlp, key_value_bytes, SINKS)
     return (
@@ -80,11 +84,35 @@ def long_conversations_on_a_cpu() -> DataPlan:
     )  # fmt: skip
 
 
-def long_conversations_on_a_gpu() -> ConversationSpec:
-    """Conversations of 8,192 positions about many things, in whole sentences."""
-    return ConversationSpec(
-        positions=8192, conversations=4096, validation_conversations=24, values=40, unit_vocab_size=500,
-        unit_fit_utterances=600, text_vocab_size=1024,
+def frames_on_a_cpu() -> DataPlan:
+    """Conversations of three minutes for backbones that read frames, reached in three stages (see moshi-stage1)."""
+    return DataPlan(
+        spec=brief_conversations(1024, conversations=128, validation_conversations=8),
+        curriculum=(
+            TrainingStage(
+                positions=128, conversations=4096, conversations_per_step=8, steps=500, early_share=0.9,
+                subjects_per_conversation=2,
+            ),
+            TrainingStage(
+                positions=512, conversations=512, conversations_per_step=2, steps=60, early_share=0.75,
+                subjects_per_conversation=4,
+            ),
+            TrainingStage(positions=1024, conversations=128, conversations_per_step=1, steps=30),
+        ),
+    )  # fmt: skip
+
+
+def two_stages_on_a_gpu(long_ones_per_step: int) -> DataPlan:
+    """Conversations about many things, in whole sentences: short ones, then `long_ones_per_step` of 8,192 positions."""
+    return DataPlan(
+        spec=ConversationSpec(
+            positions=8192, conversations=4096, validation_conversations=24, values=40, unit_vocab_size=500,
+            unit_fit_utterances=600, text_vocab_size=1024,
+        ),
+        curriculum=(
+            TrainingStage(positions=1024, conversations=16384, conversations_per_step=32, steps=4000),
+            TrainingStage(positions=8192, conversations=4096, conversations_per_step=long_ones_per_step, steps=4000),
+        ),
     )  # fmt: skip
 
 
