@@ -17,16 +17,19 @@ SMOKE_SECONDS = 280
 
 @dataclass(frozen=True)
 class FinishedCommand:
-    """A command that ran in a folder of its own, with what it said and the runs it logged."""
+    """A command that ran in a folder of its own, with what it said and the runs it logged.
+
+    recipe: of its run, where others were run in the same folder."""
 
     folder: Path
     output: str
     errors: str
     exit_code: int
+    recipe: str = "*"
 
     @property
     def run_folder(self) -> Path:
-        [config] = self.folder.glob("runs/*/*/*/config.json")
+        [config] = self.folder.glob(f"runs/{self.recipe}/*/*/config.json")
         return config.parent
 
     @property
@@ -57,4 +60,4 @@ def run_command(folder: Path, recipe: str, *arguments: str) -> FinishedCommand:
         command(recipe, *arguments), cwd=folder, env=environment(), capture_output=True, text=True,
         timeout=SMOKE_SECONDS, check=False,
     )  # fmt: skip
-    return FinishedCommand(folder=folder, output=ran.stdout, errors=ran.stderr, exit_code=ran.returncode)
+    return FinishedCommand(folder=folder, output=ran.stdout, errors=ran.stderr, exit_code=ran.returncode, recipe=recipe)

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from experiments.harness.held_tensors import held_bytes
 from experiments.memory import metrics as names
 from experiments.memory.accounting import Subject
 from experiments.memory.configuration import AllocationPlan, Arrangement
-from experiments.memory.held import held_bytes
 from experiments.memory.measuring import Measurement, WrongPredictionError, check, measure_allocated, measure_small
 from experiments.memory.metrics import allocation_metrics, check_metrics
 from experiments.memory.subjects import small_subject

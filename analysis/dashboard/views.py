@@ -197,6 +197,50 @@ GIBBERISH_DETECTOR = View(
     columns=("detector/false_alarms", "detector/clean_hours", "auc_by_kind/*"),
 )
 
+LONG_GENERATION = View(
+    key="long-generation",
+    title="Four backbones that go on speaking",
+    recipes=("long-generation",),
+    sections=(
+        section(
+            "What speaking takes",
+            bars("speed/real_time_factor", "speed/first_audio_ms", "speed/real_time_factor_last_over_first_quarter"),
+            lines("along/real_time_factor"),
+        ),
+        section(
+            "What a stream holds",
+            bars("memory/held_bytes_at_the_end", "memory/held_bytes_per_minute", "memory/resident_bytes_per_minute"),
+            lines("along/held_bytes", "along/resident_bytes"),
+        ),
+        section(
+            "How good it is along the way",
+            bars("quality/share_of_streams_with_alarm", "quality/alarms_per_hour", "late_minus_early/*"),
+            lines(
+                "along/share_of_streams_after_first_alarm",
+                "along/cross_entropy_nats",
+                "along/repeated_share",
+                "along/entropy_nats",
+                "along/silence_share",
+                "along/loudness_dbfs",
+            ),
+        ),
+        section(
+            "How the same models did when they were trained",
+            bars("loss_by_time_seconds/*"),
+            LOSS_BY_POSITION,
+            bars("recall_by_distance_seconds/*", "recall/all_distances", "recall/chance"),
+            RECALL,
+        ),
+    ),
+    columns=(
+        "speed/real_time_factor",
+        "speed/first_audio_ms",
+        "memory/held_bytes_per_minute",
+        "quality/share_of_streams_with_alarm",
+        "recall/all_distances",
+    ),
+)
+
 MEMORY = View(
     key="memory",
     title="Bytes of a conversation",
@@ -287,6 +331,7 @@ VIEWS: tuple[View, ...] = (
     GIBBERISH,
     MINI_BATCH_LEAK,
     GIBBERISH_DETECTOR,
+    LONG_GENERATION,
     MEMORY,
     ADAPTER_SIZE,
     MODEL_CARDS,

@@ -17,7 +17,7 @@ from analysis.decide.needs import Needs
 
 Standing = Literal["meets", "fails", "unknown", "not needed"]
 REAL_TIME_METRIC = "real_time_factor"
-"""Seconds of speech made in a second; above 1 keeps up."""
+"""Seconds of compute per second of speech; below 1 keeps up."""
 FIRST_AUDIO_METRIC = "first_audio_ms"
 SHOWN_ROWS = 5
 
@@ -83,7 +83,7 @@ def _real_time(card: Card, rows: tuple[Measurement, ...], needs: Needs, experime
         reason = "its stream is text" if says.value == "text only" else "it speaks when the whole reply is there"
         return Answer(question=question, standing="fails", reason=reason, known=known)
     measured = _measured(rows, REAL_TIME_METRIC)
-    standing, reason = _held(measured, needs, lambda value: value >= 1)
+    standing, reason = _held(measured, needs, lambda value: value <= 1)
     known += tuple(map(str, measured))
     return _with_gap(question, standing, reason, known, unknown, measured, REAL_TIME_METRIC, experiments)
 

@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from analysis.pictures import by_bucket, counted, detector, drift, inner_weights, memory, streams, wraparound
+from analysis.pictures import (
+    by_bucket,
+    counted,
+    detector,
+    drift,
+    inner_weights,
+    long_streams,
+    memory,
+    streams,
+    wraparound,
+)
 from analysis.pictures.drawing import Picture
 
 SUSPECTS = ("sound", "wrap", "bf16", "age", "leak", "everything")
@@ -120,6 +130,15 @@ SECTIONS = (
             _shown(detector.roc, view="sound"),
             _shown(detector.area_by_kind, view="sound"),
             _shown(detector.example_stream, view="units"),
+        ),
+    ),
+    Section(
+        "long-generation", "Which backbone speaks for hours, in memory that does not grow?",
+        (
+            _shown(long_streams.along, measure="held_bytes"),
+            _shown(long_streams.along, measure="real_time_factor"),
+            _shown(long_streams.along, measure="cross_entropy_nats"),
+            _shown(long_streams.along, measure="share_of_streams_after_first_alarm"),
         ),
     ),
     Section(

@@ -57,6 +57,11 @@ class ConversationTokenizer:
         """Number of ids, special tokens included; may be below what training was allowed."""
         return self._tokenizer.get_vocab_size()
 
+    @property
+    def backend(self) -> Tokenizer:
+        """The library's tokenizer, for what streams text."""
+        return self._tokenizer
+
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 

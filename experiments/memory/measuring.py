@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import torch
 
+from experiments.harness.held_tensors import held_bytes
 from experiments.memory.accounting import Subject
 from experiments.memory.configuration import AllocationPlan, CheckPlan
-from experiments.memory.held import held_bytes
 
 MEBIBYTE = 2**20
 WARM_UP_POSITIONS = 3

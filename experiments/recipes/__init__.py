@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +13,8 @@ from experiments.endless.study import ENDLESS
 from experiments.gibberish.study import GIBBERISH
 from experiments.harness.study import Experiment, Scale, Study
 from experiments.instability.study import INSTABILITY
+from experiments.long_generation.configuration import LongGenerationExperiment
+from experiments.long_generation.study import LONG_GENERATION
 from experiments.memory.study import MEMORY
 from experiments.mini_batch_leak.study import MINI_BATCH_LEAK
 from experiments.quality.study import DETECTOR
@@ -23,6 +26,7 @@ from experiments.recipes.gibberish_detector import gibberish_detector
 from experiments.recipes.instability import instability
 from experiments.recipes.kv_wraparound import kv_wraparound
 from experiments.recipes.llama_omni_stage1 import llama_omni_stage1
+from experiments.recipes.long_generation import long_generation
 from experiments.recipes.memory import memory
 from experiments.recipes.mini_batch_leak import mini_batch_leak
 from experiments.recipes.model_cards import model_cards
@@ -42,10 +46,18 @@ class Configure(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """configure: what is run. study: how experiments of its kind are run."""
+    """configure: what is run. study: how experiments of its kind are run. described_by: a function of the recipe's
+    file, where `configure` is not in it."""
 
     configure: Configure
     study: Study
+    described_by: Callable[..., object] | None = None
+
+
+def configure_long_generation(*, scale: Scale, seed: int) -> LongGenerationExperiment:
+    """Long generation of the models that the stage-1 recipes train."""
+    stage_1 = (llama_omni_stage1, moshi_stage1, qwen_tts_stage1, qwen_mimi_stage1)
+    return long_generation(scale=scale, seed=seed, models=[configure(scale=scale, seed=seed) for configure in stage_1])
 
 
 RECIPES: dict[str, Recipe] = {
@@ -57,6 +69,7 @@ RECIPES: dict[str, Recipe] = {
     "instability": Recipe(configure=instability, study=INSTABILITY),
     "kv-wraparound": Recipe(configure=kv_wraparound, study=WRAPAROUND),
     "llama-omni-stage1": Recipe(configure=llama_omni_stage1, study=spoken_study("llama-omni")),
+    "long-generation": Recipe(configure=configure_long_generation, study=LONG_GENERATION, described_by=long_generation),
     "memory": Recipe(configure=memory, study=MEMORY),
     "mini-batch-leak": Recipe(configure=mini_batch_leak, study=MINI_BATCH_LEAK),
     "model-cards": Recipe(configure=model_cards, study=MODEL_CARDS),
@@ -69,6 +82,7 @@ RECIPES: dict[str, Recipe] = {
 
 def help_line(name: str) -> str:
     """First line of the recipe's file: what it asks."""
-    module = inspect.getmodule(RECIPES[name].configure)
+    recipe = RECIPES[name]
+    module = inspect.getmodule(recipe.described_by or recipe.configure)
     assert module is not None and module.__doc__ is not None
     return module.__doc__.splitlines()[0]

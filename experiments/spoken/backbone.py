@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from backbones.mounting import MemoryDescription
 from experiments.data.dataset import ConversationSet
 from experiments.spoken.module import SpokenModule
+from experiments.spoken.speaking import RealSpeech, SaidSymbols, Speaker
 from ttt_core import TTTLayer
 
 ROOM = "experiments.spoken"
@@ -39,6 +40,9 @@ class SpokenBackbone:
     ttt_layers: {layer: its TTT layer} of a model. save_difference: (model, path), the trained difference.
     save_sample: (config, model, validation conversations, loader, folder), writes `sample.txt` and the sounds that go
         with it, and gives their paths.
+    speaker: (config, trained model, conversations), says what the user's turns of the conversations lead to.
+    real_speech: the assistant's side of a conversation of the data in the symbols that the speaker says.
+    said: what these symbols are.
     speech_loss, speech_loss_title: name of the validation's metric of the speech that is said, and what a figure
         calls it; None where what is said is text.
     """
@@ -51,6 +55,9 @@ class SpokenBackbone:
     ttt_layers: Callable[[Any], Mapping[int, TTTLayer]]
     save_difference: Callable[[Any, Path], None]
     save_sample: Callable[[Any, Any, ConversationSet, Any, Path], list[Path]]
+    speaker: Callable[[Any, Any, ConversationSet], Speaker]
+    real_speech: RealSpeech
+    said: SaidSymbols
     speech_loss: str | None
     speech_loss_title: str = ""
 

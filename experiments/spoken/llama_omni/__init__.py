@@ -8,6 +8,7 @@ from experiments.spoken.llama_omni.loader import LlamaOmniLoader
 from experiments.spoken.llama_omni.model import build_model, check_data, memory_of, save_difference, ttt_layers_of
 from experiments.spoken.llama_omni.module import LlamaOmniModule
 from experiments.spoken.llama_omni.sample import save_sample
+from experiments.spoken.llama_omni.speaking import LlamaOmniSpeaker, real_replies
 
 BACKBONE = SpokenBackbone(
     check_data=check_data,
@@ -18,6 +19,9 @@ BACKBONE = SpokenBackbone(
     ttt_layers=ttt_layers_of,
     save_difference=save_difference,
     save_sample=save_sample,
+    speaker=LlamaOmniSpeaker,
+    real_speech=real_replies,
+    said="units",
     speech_loss=names.VALIDATION_CTC_LOSS,
     speech_loss_title="CTC nats per unit",
 )

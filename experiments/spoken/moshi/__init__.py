@@ -9,6 +9,8 @@ from experiments.spoken.moshi.loader import MoshiLoader
 from experiments.spoken.moshi.model import build_model, check_data, memory_of
 from experiments.spoken.moshi.module import MoshiModule
 from experiments.spoken.moshi.sample import save_sample
+from experiments.spoken.moshi.speaking import MoshiSpeaker
+from experiments.spoken.speaking import real_frames
 
 BACKBONE = SpokenBackbone(
     check_data=check_data,
@@ -19,6 +21,9 @@ BACKBONE = SpokenBackbone(
     ttt_layers=ttt_layers,
     save_difference=save_ttt,
     save_sample=save_sample,
+    speaker=MoshiSpeaker,
+    real_speech=real_frames,
+    said="units",
     speech_loss=spoken_names.VALIDATION_AUDIO_LOSS,
     speech_loss_title="nats per speech unit",
 )

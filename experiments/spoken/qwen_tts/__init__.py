@@ -8,6 +8,7 @@ from experiments.spoken.qwen_tts.loader import QwenLoader
 from experiments.spoken.qwen_tts.model import build_model, check_data, memory_of
 from experiments.spoken.qwen_tts.module import QwenModule
 from experiments.spoken.qwen_tts.sample import save_sample
+from experiments.spoken.qwen_tts.speaking import QwenSpeaker, real_text
 
 BACKBONE = SpokenBackbone(
     check_data=check_data,
@@ -18,5 +19,8 @@ BACKBONE = SpokenBackbone(
     ttt_layers=ttt_layers,
     save_difference=save_ttt,
     save_sample=save_sample,
+    speaker=QwenSpeaker,
+    real_speech=real_text,
+    said="text",
     speech_loss=None,
 )

@@ -1,0 +1,110 @@
+"""What real speech is in a backbone's symbols: the model of perplexity, the calibrated alarm, and how wrong it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from tqdm import tqdm
+
+from experiments.data.dataset import ConversationSet
+from experiments.long_generation.configuration import LongGenerationExperiment, SymbolWindows
+from experiments.quality.detector import SECONDS_PER_HOUR, Alarm, GibberishDetector
+from experiments.quality.ngram import NgramModel
+from experiments.quality.real_streams import every_turn, is_known_sentence
+from experiments.quality.symbol_measures import SymbolWindow, measure_symbols
+from experiments.quality.windows import SymbolBlock
+from experiments.spoken.backbone import SpokenBackbone
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RealSpeech:
+    """windows: how these symbols are measured. control_alarms, control_hours: of real speech not calibrated on."""
+
+    windows: SymbolWindows
+    model: NgramModel
+    detector: GibberishDetector
+    control_alarms: tuple[Alarm, ...]
+    control_hours: float
+
+    def measure(self, blocks: Iterator[SymbolBlock]) -> Iterator[SymbolWindow]:
+        """Windows of a stream as it comes."""
+        return measure_symbols(
+            blocks,
+            window_s=self.windows.window_s,
+            model=self.model,
+            remembered_symbols=self.windows.remembered_symbols,
+        )
+
+
+def learn_real_speech(
+    experiment: LongGenerationExperiment, backbone: SpokenBackbone, dataset: ConversationSet
+) -> RealSpeech:
+    """From the assistant's side of the data: first the n-gram model, then the alarm, then how often real speech that
+    neither has seen raises it. Each stretch is so many hours of conversations one behind the other.
+
+    Raises:
+        ValueError: the data has fewer hours than that.
+    """
+    windows = experiment.units if backbone.said == "units" else experiment.text
+    stretch = _Stretches(backbone, dataset, experiment.known_sentence_share)
+    vocabulary = dataset.codebook.size if backbone.said == "units" else dataset.tokenizer.vocab_size
+    known = [block.symbols for block in stretch.take(experiment.model_hours, known_alone=True)]
+    model = NgramModel.fit(known, vocabulary, windows.ngram_order)
+
+    def measured(hours: float) -> list[SymbolWindow]:
+        joined = _joined(stretch.take(hours, known_alone=False))
+        return list(
+            measure_symbols(
+                joined, window_s=windows.window_s, model=model, remembered_symbols=windows.remembered_symbols
+            )
+        )
+
+    detector = GibberishDetector.calibrate(
+        [measured(experiment.calibration_hours)],
+        false_alarms_per_hour=experiment.false_alarms_per_hour,
+        windows_to_raise=experiment.windows_to_raise,
+    )
+    control = measured(experiment.control_hours)
+    return RealSpeech(
+        windows=windows,
+        model=model,
+        detector=detector,
+        control_alarms=tuple(detector.alarms(control)),
+        control_hours=len(control) * windows.window_s / SECONDS_PER_HOUR,
+    )
+
+
+class _Stretches:
+    """Conversations of a set, each used once."""
+
+    def __init__(self, backbone: SpokenBackbone, dataset: ConversationSet, known_share: float) -> None:
+        self._real, self._dataset, self._known_share = backbone.real_speech, dataset, known_share
+        self._next = 0
+
+    def take(self, hours: float, known_alone: bool) -> Iterator[SymbolBlock]:
+        """The next conversations, of so many hours of the assistant's side together or a little more."""
+        wanted = partial(is_known_sentence, share=self._known_share) if known_alone else every_turn
+        seconds = hours * SECONDS_PER_HOUR
+        with tqdm(total=round(seconds), desc="real speech", unit="s", leave=False) as bar:
+            taken_s = 0.0
+            while taken_s < seconds:
+                if self._next == len(self._dataset):
+                    raise ValueError(
+                        f"the {len(self._dataset)} conversations end {seconds - taken_s:.0f} s before {hours:g} hours "
+                        "of real speech are full; raise `conversations`"
+                    )
+                block = self._real(self._dataset, self._next, wanted)
+                self._next += 1
+                taken_s += block.end_s
+                bar.update(round(block.end_s))
+                yield block
+
+
+def _joined(blocks: Iterator[SymbolBlock]) -> Iterator[SymbolBlock]:
+    """Conversations one behind the other as one stream."""
+    start_s = 0.0
+    for block in blocks:
+        yield SymbolBlock(symbols=block.symbols, seconds=block.seconds + start_s, end_s=block.end_s + start_s)
+        start_s += block.end_s

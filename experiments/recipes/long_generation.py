@@ -1,0 +1,109 @@
+"""Which backbone speaks for hours: memory, time and quality along one stream of its own speech that is never reset?
+
+The models that stage 1 trains, found where its runs are and trained where they are not, go on with conversations: the
+user's turns are the data's, their own turns are what they make themselves, and nothing is ever reset.
+
+BACKBONE-ttt-mlp, -sliding-window, -full-attention   several streams of ten minutes of the model's own sound
+BACKBONE-two-hours                                   ttt-mlp again, one stream of two hours
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from experiments.harness.study import Scale
+from experiments.long_generation.configuration import LongGenerationExperiment, SpeakingArm, SymbolWindows
+from experiments.spoken.configuration import SpokenExperiment
+
+MIXERS = ("ttt-mlp", "sliding-window", "full-attention")
+TWO_HOURS_S = 7200.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sizes:
+    """What the scales differ in. streams: of each arm, and of each of two hours, where there are any."""
+
+    streams: int
+    stream_s: float
+    bucket_s: float
+    streams_of_two_hours: int
+    conversations: int
+    conversation_positions: int
+    model_hours: float
+    calibration_hours: float
+    control_hours: float
+    false_alarms_per_hour: float
+    mixers: tuple[str, ...] = MIXERS
+
+
+def long_generation(*, scale: Scale, seed: int, models: Sequence[SpokenExperiment]) -> LongGenerationExperiment:
+    """models: what trains each backbone, at that scale and seed."""
+    sizes = {"smoke": _SMOKE, "cpu": _CPU, "gpu": _GPU, "full": _FULL}[scale]
+    return LongGenerationExperiment(
+        recipe="long-generation",
+        scale=scale,
+        seed=seed,
+        models=tuple(models),
+        arms=_arms(sizes, [model.backbone for model in models]),
+        conversations=sizes.conversations,
+        conversation_positions=sizes.conversation_positions,
+        model_hours=sizes.model_hours,
+        calibration_hours=sizes.calibration_hours,
+        control_hours=sizes.control_hours,
+        known_sentence_share=0.5,
+        false_alarms_per_hour=sizes.false_alarms_per_hour,
+        windows_to_raise=2,
+        # As gibberish-detector measures the errors of.
+        units=SymbolWindows(window_s=5.0, ngram_order=3, remembered_symbols=1500),
+        text=SymbolWindows(window_s=10.0, ngram_order=3, remembered_symbols=120),
+        sound_window_s=5.0,
+    )
+
+
+def _arms(sizes: _Sizes, backbones: Sequence[str]) -> tuple[SpeakingArm, ...]:
+    """The longest first among those that are ready, so that a core is not left to one of them at the end."""
+    short = [
+        SpeakingArm(
+            name=f"{backbone}-{mixer}", backbone=backbone, mixer=mixer, streams=sizes.streams,
+            stream_s=sizes.stream_s, bucket_s=sizes.bucket_s,
+        )
+        for mixer in sizes.mixers
+        for backbone in backbones
+    ]  # fmt: skip
+    long = [
+        SpeakingArm(
+            name=f"{backbone}-two-hours", backbone=backbone, mixer="ttt-mlp", streams=sizes.streams_of_two_hours,
+            stream_s=TWO_HOURS_S, bucket_s=600.0,
+        )
+        for backbone in backbones
+        if sizes.streams_of_two_hours
+    ]  # fmt: skip
+    first = len(backbones)
+    return (*short[:first], *long, *short[first:])
+
+
+_SMOKE = _Sizes(
+    streams=2, stream_s=20.0, bucket_s=10.0, streams_of_two_hours=0, conversations=16, conversation_positions=512,
+    model_hours=0.02, calibration_hours=0.06, control_hours=0.03, false_alarms_per_hour=60.0, mixers=("ttt-mlp",),
+)  # fmt: skip
+"""Seconds. Its numbers mean nothing."""
+
+_CPU = _Sizes(
+    streams=4, stream_s=600.0, bucket_s=60.0, streams_of_two_hours=1, conversations=130, conversation_positions=16384,
+    model_hours=1.0, calibration_hours=20.5, control_hours=8.0, false_alarms_per_hour=0.05,
+)  # fmt: skip
+"""Ten minutes and two hours with the models of stage 1 at scale cpu.
+
+An alarm may come once in twenty hours of real speech, since the claim is of one stream of an hour in twenty.
+"""
+
+_GPU = _Sizes(
+    streams=20, stream_s=3600.0, bucket_s=300.0, streams_of_two_hours=20, conversations=400,
+    conversation_positions=16384, model_hours=4.0, calibration_hours=80.0, control_hours=40.0,
+    false_alarms_per_hour=0.05,
+)  # fmt: skip
+"""An hour and two hours, twenty streams of each."""
+
+_FULL = _GPU
+"""As gpu, with the models of stage 1 at scale full: train these first, or name their runs' folder."""
