@@ -87,7 +87,7 @@ def test_ttt_over_windows_holds_the_same_bytes_however_long(backbone: str, heard
     ages = {}
     for mixer in ("ttt-mlp", "full-attention"):
         speaker, held = speaker_of(backbone, heard, mixer), []
-        for _ in speaker.speak((0,), 1, 40.0):
+        for _ in speaker.speak((0,), 1, 30.0):
             held.append(speaker.held_bytes())
         ages[mixer] = held
     # The windows of the smoke scale are full after 64 positions.
@@ -114,8 +114,8 @@ def test_real_speech_is_the_assistants_side(backbone: str, heard: ConversationSe
         ids = [id_ for turn in turns for id_ in [*heard.tokenizer.encode(turn.text), heard.tokenizer.eos_id]]
         assert whole.symbols.tolist() == ids
     if backbone == "llama-omni":
-        spoken_s = sum(turn.end_s - turn.start_s for turn in turns)
-        assert whole.end_s == pytest.approx(spoken_s + PAUSE_S * len(turns), rel=0.2)
+        spoken_s = sum(turn.end_s - turn.start_s for turn in heard[0].turns)
+        assert whole.end_s == pytest.approx(spoken_s + PAUSE_S * len(turns), rel=0.1)
 
 
 def test_units_last_their_mean_and_none_is_lost(heard: ConversationSet) -> None:
@@ -262,7 +262,7 @@ def test_what_a_stream_takes_and_is_worth_is_logged(smoke: FinishedCommand) -> N
     for arm in ("qwen-tts-ttt-mlp", "moshi-ttt-mlp"):
         metrics = smoke.logged(arm).metrics
         assert {
-            "speed/real_time_factor", "speed/first_audio_ms", "memory/held_bytes_at_the_end", "stream/said_seconds",
+            "speed/real_time_factor", "speed/first_audio_ms", "memory/held_bytes_at_the_end", "stream/seconds",
             "quality/share_of_streams_with_alarm", "along/cross_entropy_nats", "along/held_bytes",
             "along/loudness_dbfs", "validation/text_loss_nats_per_token", "recall/all_distances",
             "loss_by_time_seconds/00000_00015",

@@ -28,7 +28,7 @@ def along(found: FinishedRun, measure: str, arms: Sequence[str] | None = None) -
     rows["minutes"] = rows["end_s"] / 60
     rows["low"] = rows["high"] = float("nan")
     label, title = SHOWN[measure]
-    figure, axes = panel("minutes of the model's own speech", label)
+    figure, axes = panel("minutes of the conversation", label)
     draw_lines(axes, rows, "arm", "minutes")
     if measure in LOGARITHMIC:
         axes.set_yscale("log")

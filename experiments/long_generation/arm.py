@@ -16,7 +16,7 @@ from experiments.long_generation import metric_names as names
 from experiments.long_generation.configuration import LongGenerationExperiment, SpeakingArm
 from experiments.long_generation.measures import cost_of, curves_along, judged
 from experiments.long_generation.quality import SOUND_FILE, WINDOWS_FILE, is_judged, judge_stream, read_quality
-from experiments.long_generation.real_speech import RealSpeech
+from experiments.long_generation.real_speech import RealSpeech, RealSummary
 from experiments.long_generation.speaking import PIECES_FILE, is_spoken, read_stream, speak_group
 from experiments.long_generation.trained_models import TrainedModel, load_trained, scores_of, trained_for
 from experiments.spoken.backbone import spoken_backbone
@@ -51,6 +51,7 @@ def run_speaking_arm(work: ArmWork) -> None:
         model = load_trained(config, arm.mixer, trained)
         speaker = spoken_backbone(arm.backbone).speaker(config, model, data.heard[arm.backbone])
         _speak(work, experiment, arm, speaker, folders)
+    RealSummary.of(data.real[arm.backbone]).write(task.folder)
     for folder in folders:
         if not is_judged(folder):
             judge_stream(read_stream(folder), data.real[arm.backbone], experiment.sound_window_s)
@@ -92,7 +93,7 @@ def _log(work: ArmWork, arm: SpeakingArm, folders: Sequence[Path], trained: Trai
         scores_of(trained, work.task.tracking_uri, logged)
         | cost_of(alone.pieces).metrics()
         | judged(streams).metrics()
-        | {names.SAID_SECONDS: sum(stream.duration_s for stream in streams)}
+        | {names.STREAM_SECONDS: sum(stream.duration_s for stream in streams)}
     )
     for second, values in curves_along(arm, alone.pieces, streams).items():
         work.logger.log_metrics(values, step=second)

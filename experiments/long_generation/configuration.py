@@ -17,7 +17,7 @@ class SpeakingArm:
     """A trained model that speaks. backbone: of one of the experiment's models; mixer: which arm of that one.
 
     streams: conversations, the first alone (it is what is timed), the others together where the backbone can. stream_s:
-    seconds of its own sound that each lasts. bucket_s: of the curves along them.
+    seconds of conversation that each lasts. bucket_s: of the curves along them.
     """
 
     name: str

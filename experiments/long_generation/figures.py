@@ -64,8 +64,7 @@ def _dress(panels: Sequence[Axes], found: ArmFindings) -> None:
     held, factor, surprise, alarms = panels
     held.set_yscale("log")
     factor.set_ylim(bottom=0)
-    limit = found.real.detector.limits["cross_entropy_nats"]
-    surprise.axhspan(limit.low, limit.high, color="grey", alpha=0.2, label="real speech")
-    alarms.set(ylim=(-0.03, 1.03), xlabel="minutes of its own speech")
+    surprise.axhspan(*found.real.usual_surprise, color="grey", alpha=0.2, label="real speech")
+    alarms.set(ylim=(-0.03, 1.03), xlabel="minutes of the conversation")
     for panel in panels:
         panel.grid(alpha=0.3)

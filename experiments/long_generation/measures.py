@@ -23,7 +23,7 @@ MEASURES = (*SYMBOL_MEASURES, *SOUND_MEASURES)
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a stream that spoke alone took. The two slopes are over its second half, in bytes a minute of its sound."""
+    """What a stream that spoke alone took. The two slopes are over its second half, in bytes a minute."""
 
     real_time_factor: float
     last_over_first_quarter: float

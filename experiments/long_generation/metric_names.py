@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 REAL_TIME_FACTOR = "speed/real_time_factor"
-"""Seconds of compute per second of the stream's own sound, one stream alone: below 1 is faster than it sounds."""
+"""Seconds of compute per second of the conversation, one stream alone: below 1 is faster than it sounds."""
 FIRST_AUDIO_MS = "speed/first_audio_ms"
 SLOWDOWN = "speed/real_time_factor_last_over_first_quarter"
 
@@ -11,8 +11,8 @@ STATE_BYTES_AT_THE_END = "memory/held_bytes_at_the_end"
 STATE_BYTES_PER_MINUTE = "memory/held_bytes_per_minute"
 RESIDENT_BYTES_PER_MINUTE = "memory/resident_bytes_per_minute"
 
-SAID_SECONDS = "stream/said_seconds"
-POSITIONS_PER_SECOND = "stream/positions_per_said_second"
+STREAM_SECONDS = "stream/seconds"
+POSITIONS_PER_SECOND = "stream/positions_per_second"
 
 SHARE_WITH_ALARM = "quality/share_of_streams_with_alarm"
 ALARMS_PER_HOUR = "quality/alarms_per_hour"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -16,6 +18,8 @@ from experiments.quality.real_streams import every_turn, is_known_sentence
 from experiments.quality.symbol_measures import SymbolWindow, measure_symbols
 from experiments.quality.windows import SymbolBlock
 from experiments.spoken.backbone import SpokenBackbone
+
+SUMMARY_FILE = "real_speech.json"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,6 +40,35 @@ class RealSpeech:
             model=self.model,
             remembered_symbols=self.windows.remembered_symbols,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealSummary:
+    """What an arm keeps of it for the report. usual_surprise: from where to where real windows' cross-entropy lies."""
+
+    control_alarms: int
+    control_hours: float
+    false_alarms_per_hour: float
+    calibrated_hours: float
+    usual_surprise: tuple[float, float]
+
+    @classmethod
+    def of(cls, real: RealSpeech) -> RealSummary:
+        limit = real.detector.limits["cross_entropy_nats"]
+        return cls(
+            control_alarms=len(real.control_alarms),
+            control_hours=real.control_hours,
+            false_alarms_per_hour=real.detector.false_alarms_per_hour,
+            calibrated_hours=real.detector.calibrated_hours,
+            usual_surprise=(limit.low, limit.high),
+        )
+
+    def write(self, folder: Path) -> None:
+        (folder / SUMMARY_FILE).write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, folder: Path) -> RealSummary:
+        return cls(**json.loads((folder / SUMMARY_FILE).read_text()))
 
 
 def learn_real_speech(

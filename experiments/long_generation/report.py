@@ -94,8 +94,8 @@ def _speaking_table(arms: Sequence[ArmFindings]) -> str:
             _change(own.late_minus_early["cross_entropy_nats"]),
         ])  # fmt: skip
     return (
-        f"{aligned(rows)}\nreal-time factor: seconds of compute per second of the stream's own sound, of the stream "
-        "that spoke alone; a minute: of that sound;\ncross-entropy: nats a symbol (unit; of qwen-tts, text token) "
+        f"{aligned(rows)}\nreal-time factor: seconds of compute per second of the conversation, of the stream "
+        "that spoke alone;\ncross-entropy: nats a symbol (unit; of qwen-tts, text token) "
         "under an n-gram model of real speech; late, early: last and first quarter"
     )
 
@@ -137,8 +137,8 @@ def _column(name: str) -> str:
 def _real_line(arms: Sequence[ArmFindings]) -> str:
     by_backbone = {found.arm.backbone: found.real for found in arms}
     parts = [
-        f"{name}: {len(real.control_alarms)} alarms in {real.control_hours:.1f} h, set to "
-        f"{real.detector.false_alarms_per_hour:g} an hour on {real.detector.calibrated_hours:.1f} h"
+        f"{name}: {real.control_alarms} alarms in {real.control_hours:.1f} h, set to "
+        f"{real.false_alarms_per_hour:g} an hour on {real.calibrated_hours:.1f} h"
         for name, real in by_backbone.items()
     ]
     return "real speech in the same symbols: " + "; ".join(parts)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from experiments.harness.estimates import ShareOfSeeds
 from experiments.harness.study import FinishedArm
 from experiments.harness.tracking import LoggedRun
-from experiments.long_generation.arm import PreparedSpeech, stream_folder
+from experiments.long_generation.arm import stream_folder
 from experiments.long_generation.configuration import LongGenerationExperiment, SpeakingArm
 from experiments.long_generation.measures import SECONDS_PER_HOUR, Cost, Judged, alarm_within, cost_of, judged
 from experiments.long_generation.quality import StreamQuality, read_quality
-from experiments.long_generation.real_speech import RealSpeech
+from experiments.long_generation.real_speech import RealSummary
 from experiments.long_generation.speaking import Piece, read_stream
 
 CLAIMED_HOURS = {1: "1_hour", 2: "2_hours"}
@@ -30,7 +30,7 @@ class ArmFindings:
     streams: tuple[StreamQuality, ...]
     cost: Cost
     judged: Judged
-    real: RealSpeech
+    real: RealSummary
 
 
 def read_arms(experiment: LongGenerationExperiment, finished: Sequence[FinishedArm]) -> list[ArmFindings]:
@@ -39,7 +39,6 @@ def read_arms(experiment: LongGenerationExperiment, finished: Sequence[FinishedA
     for each in finished:
         if each.run is None or each.outcome is None or each.outcome.status != "FINISHED":
             continue
-        data: PreparedSpeech = each.task.data
         arm = experiment.arm(each.name)
         folders = [stream_folder(each.task.folder, number) for number in range(arm.streams)]
         pieces = read_stream(folders[0]).pieces
@@ -53,7 +52,7 @@ def read_arms(experiment: LongGenerationExperiment, finished: Sequence[FinishedA
                 streams=streams,
                 cost=cost_of(pieces),
                 judged=judged(streams),
-                real=data.real[arm.backbone],
+                real=RealSummary.read(each.task.folder),
             )
         )
     return found
@@ -80,9 +79,7 @@ def parent_metrics(arms: Sequence[ArmFindings]) -> dict[str, float]:
         metrics |= {name: change.mean, f"{name}_low": change.low, f"{name}_high": change.high}
         metrics |= {f"{section}/{name.partition('/')[2]}": value for name, value in each.cost.metrics().items()}
         real = each.real
-        metrics[f"long_generation_real/{each.arm.backbone}_alarms_per_hour"] = (
-            len(real.control_alarms) / real.control_hours
-        )
+        metrics[f"long_generation_real/{each.arm.backbone}_alarms_per_hour"] = real.control_alarms / real.control_hours
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 

@@ -19,6 +19,7 @@ from experiments.spoken.configuration import SpokenExperiment
 from experiments.spoken.prepared_data import ExperimentData
 from experiments.spoken.training import train_arm
 
+RECIPE = "long-generation"
 TRAINED_FOLDER, TRAINED_FILE = "trained", "trained.json"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
@@ -41,10 +42,13 @@ class TrainedModel:
 
 
 def find_trained(model: SpokenExperiment, mixer: str, runs_dir: Path) -> TrainedModel | None:
-    """The newest finished run of exactly this configuration among the runs of its recipe; None where there is none."""
+    """The newest finished run of exactly this configuration among the runs of its recipe, or among those that were
+    trained to speak; None where there is none."""
     wanted = model.of_arm(mixer)
-    family = runs_dir / model.recipe / f"{model.scale}-seed{model.seed}"
-    for config_file in sorted(family.glob(f"*/{mixer}/{CONFIG_FILE}"), reverse=True):
+    scale = f"{model.scale}-seed{model.seed}"
+    in_its_recipe = sorted((runs_dir / model.recipe / scale).glob(f"*/{mixer}/{CONFIG_FILE}"), reverse=True)
+    to_speak = sorted((runs_dir / RECIPE / scale).glob(f"*/*/{TRAINED_FOLDER}/{CONFIG_FILE}"), reverse=True)
+    for config_file in (*in_its_recipe, *to_speak):
         folder = config_file.parent
         same = json.loads(config_file.read_text()) == wanted
         if same and is_finished(folder) and (folder / LAST_CHECKPOINT).is_file():

@@ -17,6 +17,7 @@ FEWEST_SYMBOLS = 8
 """Below so many in a window nothing is said of them but how many they are: their measures would be noise."""
 GRAM = 4
 LARGEST_VOCABULARY = 1 << 16
+STEPS_COUNTED = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +122,19 @@ def repetition(symbols: Symbols, past: Symbols) -> tuple[float, float]:
 
 
 def _longest_run(equal: NDArray[np.bool_]) -> int:
-    """Most true values in a row in any of the rows (R, N). Few rows outlast the first steps, so that counting up is
-    several times faster than running maxima over all of them."""
+    """Most true values in a row in any of the rows (R, N). Few rows of speech outlast the first steps, so that counting
+    up is several times faster than running maxima over all of them; silence outlasts them all, and is left to those."""
     longest = 0
     while len(equal := equal[equal.any(axis=1)]):
+        if longest == STEPS_COUNTED:
+            return longest + _longest_by_maxima(equal)
         longest += 1
         equal = equal[:, 1:] & equal[:, :-1]
     return longest
+
+
+def _longest_by_maxima(equal: NDArray[np.bool_]) -> int:
+    """The same over rows of which each has a true value."""
+    places = np.arange(1, equal.shape[1] + 1, dtype=np.int32)
+    last_break = np.maximum.accumulate(np.where(equal, 0, places), axis=1)
+    return int((places - last_break).max())

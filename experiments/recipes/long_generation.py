@@ -1,10 +1,10 @@
-"""Which backbone speaks for hours: memory, time and quality along one stream of its own speech that is never reset?
+"""Which backbone speaks for hours: memory, time and quality along a conversation that is never reset?
 
 The models that stage 1 trains, found where its runs are and trained where they are not, go on with conversations: the
 user's turns are the data's, their own turns are what they make themselves, and nothing is ever reset.
 
-BACKBONE-ttt-mlp, -sliding-window, -full-attention   several streams of ten minutes of the model's own sound
-BACKBONE-two-hours                                   ttt-mlp again, one stream of two hours
+BACKBONE-ttt-mlp, -full-attention   several conversations of ten minutes (gpu: an hour, and sliding-window)
+BACKBONE-two-hours                  ttt-mlp again, for two hours
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from experiments.harness.study import Scale
 from experiments.long_generation.configuration import LongGenerationExperiment, SpeakingArm, SymbolWindows
+from experiments.long_generation.trained_models import RECIPE
 from experiments.spoken.configuration import SpokenExperiment
 
 MIXERS = ("ttt-mlp", "sliding-window", "full-attention")
@@ -41,7 +42,7 @@ def long_generation(*, scale: Scale, seed: int, models: Sequence[SpokenExperimen
     """models: what trains each backbone, at that scale and seed."""
     sizes = {"smoke": _SMOKE, "cpu": _CPU, "gpu": _GPU, "full": _FULL}[scale]
     return LongGenerationExperiment(
-        recipe="long-generation",
+        recipe=RECIPE,
         scale=scale,
         seed=seed,
         models=tuple(models),
@@ -90,12 +91,14 @@ _SMOKE = _Sizes(
 """Seconds. Its numbers mean nothing."""
 
 _CPU = _Sizes(
-    streams=4, stream_s=600.0, bucket_s=60.0, streams_of_two_hours=1, conversations=130, conversation_positions=16384,
+    streams=3, stream_s=600.0, bucket_s=60.0, streams_of_two_hours=1, conversations=130, conversation_positions=16384,
     model_hours=1.0, calibration_hours=20.5, control_hours=8.0, false_alarms_per_hour=0.05,
+    mixers=("ttt-mlp", "full-attention"),
 )  # fmt: skip
 """Ten minutes and two hours with the models of stage 1 at scale cpu.
 
-An alarm may come once in twenty hours of real speech, since the claim is of one stream of an hour in twenty.
+The window of equal bytes is left to `gpu`: two more trainings and six streams are a quarter of an hour. An alarm may
+come once in twenty hours of real speech, since the claim is of one stream of an hour in twenty.
 """
 
 _GPU = _Sizes(

@@ -1,8 +1,8 @@
 """A conversation without an end: the user's turns come one after the other, and a trained model says its own.
 
 Nothing is ever reset. What the user says is taken from the data's conversations, one behind the other; what the model
-says is its own, and is what it reads from then on. A stream is what the model says, so its clock counts the seconds of
-its own sound: of backbones that take turns each reply and a pause, of those that hear and speak at once every frame.
+says is its own, and is what it reads from then on. A stream is the model's side, and its clock the conversation's:
+while the user speaks, a backbone that takes turns is silent, and one that hears and speaks at once says what it likes.
 """
 
 from __future__ import annotations
@@ -106,8 +106,15 @@ def user_turns(dataset: ConversationSet, first: int) -> Iterator[Turn]:
         yield from (turn for turn in dataset[(first + step) % len(dataset)].turns if turn.speaker == "user")
 
 
-def assistant_turns(dataset: ConversationSet, index: int, wanted: TurnFilter = every_turn) -> list[Turn]:
-    return [turn for turn in dataset[index].turns if turn.speaker == "assistant" and wanted(turn)]
+def exchanges(dataset: ConversationSet, index: int, wanted: TurnFilter = every_turn) -> Iterator[tuple[Turn, Turn]]:
+    """What the user says and what the assistant replies, of the replies that are wanted."""
+    turns = dataset[index].turns
+    return ((heard, reply) for heard, reply in zip(turns[::2], turns[1::2], strict=True) if wanted(reply))
+
+
+def heard_s(dataset: ConversationSet, turn: Turn) -> float:
+    """How long the user speaks, in whole units."""
+    return round(dataset.pool.duration_s(turn.utterance_id) * UNIT_RATE_HZ) / UNIT_RATE_HZ
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,7 +129,10 @@ class Reply:
 
 
 class TurnSpeaker(ABC):
-    """A backbone that hears a turn of the user, and says its own. A child gives `begin` and `reply`."""
+    """A backbone that hears a turn of the user, silent meanwhile, and says its own.
+
+    A child gives `begin` and `reply`.
+    """
 
     sounds_like: str
     sample_rate_hz: int
@@ -142,6 +152,10 @@ class TurnSpeaker(ABC):
     @abstractmethod
     def held_bytes(self) -> int: ...
 
+    def silent_symbols(self, seconds: float) -> Symbols:
+        """What stands in the stream while nothing is said: no text."""
+        return np.zeros(0, np.int64)
+
     def speak(self, indices: Sequence[int], seed: int, stream_s: float) -> Iterator[tuple[SaidPiece, ...]]:
         """See `Speaker`; of one row."""
         [index] = indices
@@ -151,20 +165,26 @@ class TurnSpeaker(ABC):
             started = time.perf_counter()
             reply = self.reply(turn, number == 0)
             compute_s = time.perf_counter() - started
-            start_s, end_s = end_s, end_s + len(reply.samples) / self.sample_rate_hz
+            start_s, reply_s = end_s, end_s + heard_s(self.dataset, turn)
+            end_s = reply_s + len(reply.samples) / self.sample_rate_hz
+            silence = self.silent_symbols(reply_s - start_s)
+            silent_samples = np.zeros(round((reply_s - start_s) * self.sample_rate_hz), np.float32)
             yield (
                 SaidPiece(
-                    symbols=reply.symbols,
-                    seconds=np.linspace(start_s, end_s, len(reply.symbols), endpoint=False),
+                    symbols=np.concatenate([silence, reply.symbols]),
+                    seconds=np.concatenate([
+                        np.linspace(start_s, reply_s, len(silence), endpoint=False),
+                        np.linspace(reply_s, end_s, len(reply.symbols), endpoint=False),
+                    ]),
                     end_s=end_s,
-                    samples=reply.samples,
+                    samples=np.concatenate([silent_samples, reply.samples]),
                     sample_rate_hz=self.sample_rate_hz,
                     text=reply.text,
                     positions=reply.positions,
                     compute_s=compute_s,
                     first_audio_ms=reply.first_audio_ms,
                 ),
-            )
+            )  # fmt: skip
             if end_s >= stream_s:
                 return
 
@@ -255,9 +275,9 @@ def block_of_units(units: Symbols) -> SymbolBlock:
     return SymbolBlock(symbols=units, seconds=np.arange(len(units)) / UNIT_RATE_HZ, end_s=len(units) / UNIT_RATE_HZ)
 
 
-def pause_units(codebook: UnitCodebook) -> Symbols:
-    """The pause behind a reply."""
-    return np.full(round(PAUSE_S * UNIT_RATE_HZ), silence_unit(codebook), np.int64)
+def silent_units(codebook: UnitCodebook, seconds: float = PAUSE_S) -> Symbols:
+    """Silence; by default the pause behind a reply."""
+    return np.full(round(seconds * UNIT_RATE_HZ), silence_unit(codebook), np.int64)
 
 
 def _framed(dataset: ConversationSet, index: int) -> FramedConversation:

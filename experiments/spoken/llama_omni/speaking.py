@@ -24,9 +24,10 @@ from experiments.spoken.speaking import (
     TEXT_TOP_P,
     Reply,
     TurnSpeaker,
-    assistant_turns,
     block_of_units,
-    pause_units,
+    exchanges,
+    heard_s,
+    silent_units,
 )
 
 FIRST_CHUNK_UNITS = 10
@@ -53,6 +54,9 @@ class LlamaOmniSpeaker(TurnSpeaker):
     def held_bytes(self) -> int:
         return held_bytes(self._past)
 
+    def silent_symbols(self, seconds: float) -> Symbols:
+        return silent_units(self.dataset.codebook, seconds)
+
     def reply(self, turn: Turn, is_first: bool) -> Reply:
         started, first_audio_ms = time.perf_counter(), None
         mel = self.dataset.pool.mel(turn.utterance_id)
@@ -70,7 +74,7 @@ class LlamaOmniSpeaker(TurnSpeaker):
         assert self._past is not None
         self._was_ended = ids[-1] in self._model.config.end_token_ids
         said = spread_units(self.dataset, torch.cat(units))
-        pause = pause_units(self.dataset.codebook)
+        pause = silent_units(self.dataset.codebook)
         silence = np.zeros(len(pause) * SPEECH_SAMPLE_RATE_HZ // 50, np.float32)
         samples = np.concatenate([self._sound(said), silence])
         if first_audio_ms is None and len(said):
@@ -110,8 +114,10 @@ def spread_units(dataset: ConversationSet, units: Tensor) -> Symbols:
 
 
 def real_replies(dataset: ConversationSet, index: int, wanted: TurnFilter = every_turn) -> SymbolBlock:
-    """The assistant's turns in their own units, every one as long as the speaker lets it last, with its pauses."""
-    parts = [np.zeros(0, np.int64)]
-    for turn in assistant_turns(dataset, index, wanted):
-        parts += [spread_units(dataset, dataset.pool.units(turn.utterance_id)[0]), pause_units(dataset.codebook)]
+    """The assistant's turns in their own units, every one as long as the speaker lets it last, its pause behind it and
+    its silence while the user speaks before it."""
+    codebook, parts = dataset.codebook, [np.zeros(0, np.int64)]
+    for heard, reply in exchanges(dataset, index, wanted):
+        said = spread_units(dataset, dataset.pool.units(reply.utterance_id)[0])
+        parts += [silent_units(codebook, heard_s(dataset, heard)), said, silent_units(codebook)]
     return block_of_units(np.concatenate(parts))

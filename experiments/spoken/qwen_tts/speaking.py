@@ -27,7 +27,8 @@ from experiments.spoken.speaking import (
     TEXT_TOP_P,
     Reply,
     TurnSpeaker,
-    assistant_turns,
+    exchanges,
+    heard_s,
 )
 
 PAUSE = np.zeros(round(PAUSE_S * SAMPLE_RATE_HZ), np.float32)
@@ -93,9 +94,10 @@ class QwenSpeaker(TurnSpeaker):
 def real_text(dataset: ConversationSet, index: int, wanted: TurnFilter = every_turn) -> SymbolBlock:
     """The assistant's turns as the tokens of their text, each evenly over the time that the engine takes to say it."""
     ids, seconds, end_s = list[int](), [np.zeros(0)], 0.0
-    for turn in assistant_turns(dataset, index, wanted):
-        own = [*dataset.tokenizer.encode(turn.text), dataset.tokenizer.eos_id]
-        start_s, end_s = end_s, end_s + _spoken_s(turn.text) + PAUSE_S
+    for heard, reply in exchanges(dataset, index, wanted):
+        own = [*dataset.tokenizer.encode(reply.text), dataset.tokenizer.eos_id]
+        start_s = end_s + heard_s(dataset, heard)
+        end_s = start_s + _spoken_s(reply.text) + PAUSE_S
         ids += own
         seconds.append(np.linspace(start_s, end_s, len(own), endpoint=False))
     return SymbolBlock(symbols=np.array(ids, np.int64), seconds=np.concatenate(seconds), end_s=end_s)
