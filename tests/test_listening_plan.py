@@ -130,8 +130,8 @@ def test_systems_that_share_nothing_and_single_ones_are_refused(tmp_path: Path) 
 def test_systems_that_were_asked_different_things_are_refused(tmp_path: Path) -> None:
     systems = write_sounds(tmp_path, 1)
     for label, asked in (("ttt", "Where is Anna?"), ("window", "Who called?")):
-        (tmp_path / label / "item-00.txt").write_text(f"question (spoken): {asked}\nsound: item-00.wav\n")
-    with pytest.raises(ValueError, match=r"asked different things under the item item-00 .*Anna\?; window: Who"):
+        (tmp_path / label / "item-00.txt").write_text(f"conversation: of {label}\nquestion (spoken): {asked}\n")
+    with pytest.raises(ValueError, match=r"asked different things under the item item-00: .*Anna\?; window: Who"):
         shared_items(folder_systems(systems))
 
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 EXPECTED_SUFFIX = "_expected"
 """Ends the name of a sound that is the right answer, not what the system said."""
-QUESTION_LINES = ("conversation", "question (spoken)")
-"""Lines of the text beside a sound that must agree between systems: they were asked the same."""
+QUESTION_LINE = "question"
+"""How a line of the text beside a sound begins that says what it answers: `question (spoken): Who called?`."""
 SHORTEST_PREFIX = 6
 TTT_LABEL = "ttt"
 UNKNOWN = "unknown"
@@ -47,11 +47,11 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class Sound:
-    """One sound file of a system. asked: what the text beside it says that it answers, {line: value}."""
+    """One sound file of a system. question: what it answers, as the text beside it says; empty where it does not."""
 
     name: str
     read: Callable[[], bytes] = field(repr=False)
-    asked: Mapping[str, str] = field(default_factory=dict)
+    question: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def _of_folder(label: str, folder: Path) -> System:
         item = path.relative_to(folder).with_suffix("").as_posix()
         if item in sounds:
             raise ValueError(f"{folder} has two sounds called {item}; leave one of them")
-        sounds[item] = Sound(name=str(path), read=path.read_bytes, asked=_asked(_text_beside(path)))
+        sounds[item] = Sound(name=str(path), read=path.read_bytes, question=_question_in(_text_beside(path)))
     if not sounds:
         raise ValueError(f"the folder {folder} holds no sound ({', '.join(SOUND_SUFFIXES)}); name another")
     return System(label=label, sounds=sounds, origins=(Origin(place=folder.resolve().name),))
@@ -174,9 +174,13 @@ def _sounds_of(run: LoggedRun, store: Store) -> dict[str, Sound]:
         if path.suffix.lower() not in SOUND_SUFFIXES or path.stem.endswith(EXPECTED_SUFFIX):
             continue
         text = str(path.with_suffix(".txt"))
-        asked = _asked(read_artifact(store, run.run_id, text).decode(errors="replace") if text in names else "")
+        question = _question_in(
+            read_artifact(store, run.run_id, text).decode(errors="replace") if text in names else ""
+        )
         item = f"seed{run.seed}/{path.with_suffix('')}"
-        sounds[item] = Sound(name=f"{name} of run {run.run_id}", read=_reader(store, run.run_id, name), asked=asked)
+        sounds[item] = Sound(
+            name=f"{name} of run {run.run_id}", read=_reader(store, run.run_id, name), question=question
+        )
     return sounds
 
 
@@ -184,9 +188,8 @@ def _reader(store: Store, run_id: str, name: str) -> Callable[[], bytes]:
     return lambda: read_artifact(store, run_id, name)
 
 
-def _asked(text: str) -> dict[str, str]:
-    pairs = (line.partition(": ") for line in text.splitlines())
-    return {name: value for name, _, value in pairs if name in QUESTION_LINES}
+def _question_in(text: str) -> str:
+    return next((line.partition(": ")[2] for line in text.splitlines() if line.startswith(QUESTION_LINE)), "")
 
 
 def _origin(run: LoggedRun) -> Origin:
@@ -239,14 +242,13 @@ def _pooled(parts: Sequence[System]) -> list[System]:
 
 
 def _refuse_other_questions(item: str, having: Sequence[tuple[str, Sound]]) -> None:
-    for line in QUESTION_LINES:
-        told = {label: sound.asked[line] for label, sound in having if line in sound.asked}
-        if len(set(told.values())) > 1:
-            listed = "; ".join(f"{label}: {value}" for label, value in told.items())
-            raise ValueError(
-                f"the systems were asked different things under the item {item} ({line}): {listed}. Runs of one "
-                "recipe and scale have the same questions"
-            )
+    told = {label: sound.question for label, sound in having if sound.question}
+    if len(set(told.values())) > 1:
+        listed = "; ".join(f"{label}: {question}" for label, question in told.items())
+        raise ValueError(
+            f"the systems were asked different things under the item {item}: {listed}. Runs of one recipe and scale "
+            "have the same questions"
+        )
 
 
 def _few(names: Sequence[str]) -> str:
