@@ -82,6 +82,7 @@ def _test(given: argparse.Namespace) -> int:
                 _say(f"raters open  {address}")
             _say("Ctrl-C ends the server; answers are saved one by one, and the same command goes on.")
             serve(database, bound)
+            _say("the server is ended")
     finally:
         if bound is not None:
             bound.close()

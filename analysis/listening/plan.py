@@ -125,17 +125,18 @@ def smallest_share(judgements: int) -> float | None:
 
 def power_lines(pairs: int, raters: int) -> list[str]:
     """What a test of this size can show, in sentences."""
-    needed = ", ".join(f"{judgements_needed(share)} if it is {share:.0%}" for share in SHARES_TOLD)
+    needed = ", ".join(f"{judgements_needed(share)} if the truth is {100 * share:.0f} %" for share in SHARES_TOLD)
     lines = [
-        f"To show a preference (exact binomial, one-sided 5 %, power {POWER}) takes {needed} independent judgements."
+        f"To show a preference (exact binomial, one-sided 5 %, power {POWER}) takes so many independent judgements: "
+        f"{needed}."
     ]
     worst, best = smallest_share(pairs), smallest_share(pairs * raters)
     if worst is None or best is None:
         lines.append(f"{pairs} pairs show no preference, however strong, if raters agree on every one.")
     else:
         lines.append(
-            f"{pairs} pairs x {raters} raters show a true share of {best:.0%} if judgements are independent, "
-            f"{worst:.0%} if all raters agree on every pair: the truth lies between."
+            f"{pairs} pairs x {raters} raters show a true share of {100 * best:.0f} % if judgements are independent, "
+            f"{100 * worst:.0f} % if all raters agree on every pair: the truth lies between."
         )
     if pairs < FEWEST_PAIRS_ADVISED:
         lines.append(f"{pairs} pairs are few: {FEWEST_PAIRS_ADVISED} to {MOST_PAIRS} are advised; name more runs.")

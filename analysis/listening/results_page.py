@@ -109,8 +109,8 @@ def shown(interval: Interval) -> str:
 
 
 def shown_share(interval: Interval) -> str:
-    ends = f" [{interval.low:.1%}, {interval.high:.1%}]" if interval.is_known else ""
-    return f"{interval.value:.1%}{ends}"
+    ends = f" [{100 * interval.low:.1f} %, {100 * interval.high:.1f} %]" if interval.is_known else ""
+    return f"{100 * interval.value:.1f} %{ends}"
 
 
 def _preferences(results: Results) -> Sequence[Preference]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import socket
@@ -135,7 +136,8 @@ def serve(database: Database, bound: socket.socket) -> None:
     config = uvicorn.Config(
         application(database), log_level="warning", access_log=False, server_header=False, workers=1
     )
-    uvicorn.Server(config).run(sockets=[bound])
+    with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn after it has ended in order
+        uvicorn.Server(config).run(sockets=[bound])
 
 
 async def _state(database: Database, code: str) -> Response:

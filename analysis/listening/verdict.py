@@ -49,7 +49,7 @@ class Results:
         said = "Undecided whether more than half"
         if share.low > MARGIN or share.high < MARGIN:
             said = "More than half" if share.low > MARGIN else "Fewer than half"
-        found = f"{share.value:.1%} [{share.low:.1%}, {share.high:.1%}]"
+        found = f"{100 * share.value:.1f} % [{100 * share.low:.1f} %, {100 * share.high:.1f} %]"
         return f"{said} of the blind pairs are won by TTT: {found} (95 % interval over items; a tie is not won)."
 
 
