@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,3 +172,11 @@ def test_files_that_are_no_listening_test_are_refused(tmp_path: Path, capsys: py
         Database(tmp_path / "birds.db")
     assert main(["listening-results", "--root", str(tmp_path), "--name", "../x"]) == 2
     assert "is no name of a test" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_named_with_what_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "choix", None)
+    assert main(["listening-results", "--root", str(tmp_path)]) == 2
+    assert "need choix: make setup, or pip install -e '.[listening]'" in capsys.readouterr().err

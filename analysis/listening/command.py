@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import re
 import sqlite3
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 TESTS_FOLDER = "listening"
 """Beside `runs/`, which `make clean-runs` removes: what people answered cannot be run again."""
+EXTRA = ("pyloudnorm", "choix", "krippendorff", "starlette", "uvicorn")
+"""Packages of the extra `listening` (pyproject.toml)."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -54,13 +57,13 @@ def add_commands(subparsers: Subparsers) -> None:
 
 def _test(given: argparse.Namespace) -> int:
     """Raises ValueError for systems, sounds, a store, a port or a test that cannot be used."""
+    folder = _folder(given)
     # Sound and statistics take seconds to import, and only these commands need them.
     from analysis.listening.database import Database
     from analysis.listening.preparing import TestOptions, check_clips, parse_excerpt, prepare
     from analysis.listening.server import addresses, listening_socket, minutes_for_a_rater, serve
     from analysis.listening.systems import systems_of
 
-    folder = _folder(given)
     # Taken first: what fails at once should not fail after minutes of level matching.
     bound = None if given.prepare_only else listening_socket(given.host, given.port)
     try:
@@ -91,11 +94,11 @@ def _test(given: argparse.Namespace) -> int:
 
 def _results(given: argparse.Namespace) -> int:
     """Raises ValueError for a test that is not there, or results that cannot be written."""
+    folder = _folder(given)
     from analysis.listening.database import Database
     from analysis.listening.results_page import lines, write_results
     from analysis.listening.verdict import results_of
 
-    folder = _folder(given)
     database = Database(folder / DATABASE_FILE)
     try:
         results = results_of(database)
@@ -137,6 +140,9 @@ def _describe(database: Database, name: str, minutes: int) -> None:
 
 
 def _folder(given: argparse.Namespace) -> Path:
+    missing = [package for package in EXTRA if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ValueError(f"listening tests need {', '.join(missing)}: make setup, or pip install -e '.[listening]'")
     if not NAME.fullmatch(given.name):
         raise ValueError(f"{given.name!r} is no name of a test: letters, digits, '.', '_' and '-'")
     return given.root / TESTS_FOLDER / given.name
