@@ -171,8 +171,9 @@ class Database:
                 rows: list[tuple[str, str]] = connection.execute("SELECT name, value FROM test").fetchall()
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{path} is no listening test that can be read: {error}") from error
-        found = {name: json.loads(value) for name, value in rows}
-        self.test = Test(**{**found, "systems": tuple(found["systems"])})
+        found: dict[str, Any] = {name: json.loads(value) for name, value in rows}
+        found["systems"] = tuple(found["systems"])
+        self.test = Test(**found)
 
     def clips(self) -> list[StoredClip]:
         return [StoredClip(**row) for row in self._rows("SELECT clip_id, system, item, seconds, digest FROM clip")]
@@ -200,7 +201,9 @@ class Database:
             "SELECT trial.rater, trial.position, kind, pair, is_swapped, choice, rating.seconds "
             "FROM rating JOIN trial USING (rater, position) ORDER BY trial.rater, trial.position"
         )
-        return [Answer(**{**row, "is_swapped": bool(row["is_swapped"])}) for row in rows]
+        for row in rows:
+            row["is_swapped"] = bool(row["is_swapped"])
+        return [Answer(**row) for row in rows]
 
     def begin(self, code: str) -> None:
         """A rater with this code, and its trials; one that is known goes on where it stopped.

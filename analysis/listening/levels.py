@@ -116,7 +116,9 @@ def loudness_lufs(clip: Clip) -> float:
 
 def degraded(clip: Clip, seed: int) -> Clip:
     """A copy that everybody hears to be worse: cut above 1 kHz, with as much noise as there is sound left."""
-    filtered = signal.sosfilt(signal.butter(6, DEGRADED_CUTOFF_HZ, fs=clip.rate_hz, output="sos"), clip.samples)
+    filtered: Samples = signal.sosfilt(
+        signal.butter(6, DEGRADED_CUTOFF_HZ, fs=clip.rate_hz, output="sos"), clip.samples
+    )
     noise = numpy.random.default_rng(seed).standard_normal(len(filtered))
     strength = math.sqrt(float(numpy.mean(filtered**2))) * 10 ** (DEGRADED_NOISE_DB / 20)
     return Clip(name=f"degraded copy of {clip.name}", samples=filtered + strength * noise, rate_hz=clip.rate_hz)

@@ -123,7 +123,7 @@ def _numbers(results: Results) -> dict[str, int]:
     return {each.code: number for number, each in enumerate(results.raters, 1)}
 
 
-def _by_item(results: Results) -> list[tuple[str, str, str, int, int, int]]:
+def _by_item(results: Results) -> list[tuple[Any, ...]]:
     """(item, first, second, won, ties, lost)."""
     if results.judged is None:
         return []
