@@ -9,6 +9,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 PORT ?= 5000
 LAB_PORT ?= 8888
+LISTENING_PORT ?= 8300
 
 # What a recipe runs with, e.g. make exp-llama-omni-stage1 SCALE=smoke SEED=1 ARM=ttt-mlp ARGS="--set positions=4096"
 SCALE ?= cpu
@@ -39,7 +40,7 @@ $(STAMP): FORCE
 endif
 endif
 
-.PHONY: help setup test lint format typecheck check findings verify-findings notebooks lab report cards decide lock older-moshi recipes smoke reproduce mlflow-ui dashboard clean clean-runs FORCE
+.PHONY: help setup test lint format typecheck check findings verify-findings notebooks lab report cards decide listening-test listening-results lock older-moshi recipes smoke reproduce mlflow-ui dashboard clean clean-runs FORCE
 
 help: ## list every target and every recipe
 	@echo "Targets:"
@@ -100,7 +101,7 @@ report: $(STAMP) ## write runs/report.html: findings, figures, sound and runs in
 	$(RUN) -m analysis report $(ARGS)
 
 lock: $(STAMP) ## pin the newest versions that pyproject.toml admits in requirements.lock
-	$(VENV)/bin/uv pip compile --quiet --upgrade --python-version 3.11 --extra moshi --extra pocket --extra dev \
+	$(VENV)/bin/uv pip compile --quiet --upgrade --python-version 3.11 --extra moshi --extra pocket --extra listening --extra dev \
 		--override requirements.overrides.txt --excludes requirements.excludes.txt --no-emit-package torch \
 		--no-header --no-annotate --output-file requirements.lock pyproject.toml
 	@git --no-pager diff --stat -- requirements.lock
@@ -142,6 +143,16 @@ cards: $(STAMP) ## write docs/models.md, a card for each model, from backbones/p
 
 decide: $(STAMP) ## which backbone? asks four questions, answers from evidence and cards (or ARGS="--real-time yes ...")
 	$(RUN) -m analysis decide $(ARGS)
+
+# RUNS: runs or folders of sound, "run run" or "ttt=folder window=folder"; none goes on with the test called NAME. NAME and HOST
+# count on the command line only: some shells and systems have variables of these names.
+of_command_line = $(if $(findstring command line,$(origin $1)),$2 "$($1)")
+listening-test: $(STAMP) ## people compare what runs said: RUNS="run run" [NAME=...] [HOST=0.0.0.0] [LISTENING_PORT=8300]
+	$(RUN) -m analysis listening-test $(RUNS) $(call of_command_line,NAME,--name) $(call of_command_line,HOST,--host) \
+		--port $(LISTENING_PORT) $(ARGS)
+
+listening-results: $(STAMP) ## what the raters of a listening test prefer; logs it once enough have finished [NAME=...]
+	$(RUN) -m analysis listening-results $(call of_command_line,NAME,--name) $(ARGS)
 
 clean: ## remove caches and build leftovers; runs and prepared data stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -1,4 +1,4 @@
-"""`python -m analysis findings | verify-findings | cards | decide | report | dashboard`: what follows from the runs."""
+"""`python -m analysis COMMAND` (--help lists them): what follows from the runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from analysis import commands
 from analysis.cards.command import add_command as add_cards
 from analysis.dashboard.command import add_command as add_dashboard
 from analysis.decide.command import add_command as add_decide
+from analysis.listening.command import add_commands as add_listening
 from analysis.report.command import add_command as add_report
 
 
@@ -22,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_decide(subparsers)
     add_report(subparsers)
     add_dashboard(subparsers)
+    add_listening(subparsers)
     parsed = parser.parse_args(arguments)
     try:
         return parsed.command(parsed)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from analysis.eligibility import DigestsAt
 from analysis.evidence import Evidence, EvidenceRow, faults_in, faults_of_commits, read_evidence
-from analysis.ledger import CLAIMS_FILE, Claim, ClaimTest, Ledger, load_ledger
+from analysis.ledger import CLAIMS_FILE, RATED_COMMANDS, Claim, ClaimTest, Ledger, load_ledger
 from analysis.runs import PRETRAINED, SCALES
 from analysis.verdicts import Outcome, Verdict, outcome_of, verdicts_of
 
@@ -256,6 +256,8 @@ def _command(ledger: Ledger, recipe: str, scale: str) -> str:
     """What runs a recipe at a scale, or that it is not written yet."""
     if recipe in ledger.planned_recipes:
         return f"`{recipe}` (not written yet)"
+    if recipe in ledger.rated_recipes:
+        return ", then ".join(f"`{each}`" for each in RATED_COMMANDS)
     how = "full WEIGHTS=path" if scale == PRETRAINED else scale
     return f"`make exp-{recipe} SCALE={how}`"
 

@@ -14,6 +14,8 @@ from analysis.runs import SCALES
 
 CLAIMS_FILE = "experiments/claims.toml"
 DIGEST_CHARACTERS = 12
+RATED_COMMANDS = ('make listening-test RUNS="run run"', "make listening-results")
+"""What asks people, and what logs what they said, in the place of a recipe's command."""
 SOURCES = ("experiment", "arm", "arms")
 SIDES = ("above", "below", "within")
 NOT_NEGATIVE = (
@@ -86,10 +88,11 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """All claims, by id, and the recipes that are named in them but not written yet."""
+    """All claims, by id; the recipes that are named in them but not written yet; and those that people answer."""
 
     claims: tuple[Claim, ...]
     planned_recipes: tuple[str, ...]
+    rated_recipes: tuple[str, ...] = ()
 
     def claim(self, claim_id: str) -> Claim | None:
         """None where there is no such claim."""
@@ -109,7 +112,7 @@ def parse_ledger(text: str, name: str = CLAIMS_FILE) -> Ledger:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{name} is no TOML: {error}") from error
-    _only(content, ("planned_recipes", "claim"), name)
+    _only(content, ("planned_recipes", "rated_recipes", "claim"), name)
     entries = content.get("claim")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{name} holds no tables [[claim]]; it has {', '.join(content) or 'nothing'}")
@@ -117,7 +120,10 @@ def parse_ledger(text: str, name: str = CLAIMS_FILE) -> Ledger:
     ids = [claim.id for claim in claims]
     if ids != sorted(set(ids)):
         raise ValueError(f"{name}: claims must stand by rising id, each once; they stand as {', '.join(ids)}")
-    return Ledger(claims=claims, planned_recipes=tuple(content.get("planned_recipes", ())))
+    return Ledger(
+        claims=claims, planned_recipes=tuple(content.get("planned_recipes", ())),
+        rated_recipes=tuple(content.get("rated_recipes", ())),
+    )  # fmt: skip
 
 
 def digests_in(text: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ import pandas
 
 from analysis.evidence import Evidence
 from analysis.findings import number, rule, verdicts
-from analysis.ledger import Ledger
+from analysis.ledger import RATED_COMMANDS, Ledger
 from analysis.pictures.drawing import Picture, draw_points, mark, panel, rows_height, with_legend
 from analysis.pictures.finished import NothingToShowError, command
 from analysis.tables import Table
@@ -49,13 +49,19 @@ def what_to_run(ledger: Ledger, evidence: Evidence) -> Table:
         (
             claim.id,
             claim.statement,
-            "not written yet" if recipe in ledger.planned_recipes else command(recipe, FIRST_SCALE),
+            _how_to_run(ledger, recipe),
         )
         for claim in ledger.claims
         if claim.id not in measured
         for recipe in claim.recipes
     ]
     return pandas.DataFrame(rows, columns=["claim", "statement", "run"]).set_index("claim")
+
+
+def _how_to_run(ledger: Ledger, recipe: str) -> str:
+    if recipe in ledger.planned_recipes:
+        return "not written yet"
+    return ", then ".join(RATED_COMMANDS) if recipe in ledger.rated_recipes else command(recipe, FIRST_SCALE)
 
 
 def claim_picture(ledger: Ledger, evidence: Evidence, claim_id: str) -> Picture:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from analysis.evidence import Evidence
 from analysis.findings import rule, with_interval
-from analysis.ledger import Claim, Ledger
+from analysis.ledger import RATED_COMMANDS, Claim, Ledger
 from analysis.pictures.drawing import Picture
 from analysis.pictures.finished import FinishedRun, NothingToShowError, command, newest_finished
 from analysis.report.sections import SECTIONS, Section
@@ -128,10 +128,11 @@ def _finding(ledger: Ledger, claim: Claim, evidence: Evidence, addresses: Addres
                     run_id=row.run_id, run_address=addresses.of(row.run_id),
                 )
             )  # fmt: skip
-    written = [recipe for recipe in claim.recipes if recipe not in ledger.planned_recipes]
+    written = [recipe for recipe in claim.recipes if recipe not in (*ledger.planned_recipes, *ledger.rated_recipes)]
+    asking = RATED_COMMANDS if set(claim.recipes) & set(ledger.rated_recipes) else ()
     return Finding(
         claim=claim, verdict=verdict, others=tuple(f"{each.scale}: {each.text}" for each in found[1:]),
-        tests=tuple(tests), commands=tuple(command(recipe, SCALES[1]) for recipe in written),
+        tests=tuple(tests), commands=(*(command(recipe, SCALES[1]) for recipe in written), *asking),
     )  # fmt: skip
 
 
