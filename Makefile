@@ -17,6 +17,11 @@ ARM ?=
 WEIGHTS ?=
 RESUME ?=
 ARGS ?=
+
+# What `make data` reads, and what the set is to be called; MIMI: the folder of a Mimi whose codes are kept too.
+SOURCE ?=
+NAME ?=
+MIMI ?=
 RECIPE_OPTIONS = --scale $(SCALE) --seed $(SEED) $(foreach arm,$(ARM),--arm $(arm)) $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
 	$(if $(filter 1 yes true,$(RESUME)),--resume) $(ARGS)
 
@@ -39,7 +44,7 @@ $(STAMP): FORCE
 endif
 endif
 
-.PHONY: help setup test lint format typecheck check findings verify-findings notebooks lab report cards decide lock older-moshi recipes smoke reproduce mlflow-ui dashboard clean clean-runs FORCE
+.PHONY: help setup data test lint format typecheck check findings verify-findings notebooks lab report cards decide lock older-moshi recipes smoke reproduce mlflow-ui dashboard clean clean-runs FORCE
 
 help: ## list every target and every recipe
 	@echo "Targets:"
@@ -107,6 +112,10 @@ lock: $(STAMP) ## pin the newest versions that pyproject.toml admits in requirem
 
 exp-%: $(STAMP) ## run one recipe, e.g. make exp-llama-omni-stage1
 	$(RUN) -m experiments $* $(RECIPE_OPTIONS)
+
+data: $(STAMP) ## prepare own recordings for training: SOURCE=folder-or-manifest NAME=name (experiments/recordings/README.md)
+	@test -n "$(SOURCE)" -a -n "$(NAME)" || { echo "make data: give SOURCE=/path/to/recordings and NAME=name-of-the-set" >&2; exit 2; }
+	OMP_NUM_THREADS=1 $(RUN) -m experiments.recordings "$(SOURCE)" "$(NAME)" $(if $(MIMI),--mimi "$(MIMI)") $(ARGS)
 
 older-moshi: $(STAMP) ## fetch older releases of the moshi package, whose rings kv-wraparound then measures too
 	$(RUN) -m experiments.wraparound.mechanics.older_ring --fetch "$${TTT_DATA_CACHE:-data_cache}/older_moshi"

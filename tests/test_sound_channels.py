@@ -12,7 +12,6 @@ from recording_sources import RATE, write_m4a
 from backbones.speech import read_audio
 from backbones.speech.channels import open_channels
 
-
 SECONDS = 3.1
 
 

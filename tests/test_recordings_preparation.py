@@ -1,0 +1,425 @@
+"""Preparing folders of recordings: every format, every kind of damage, interruptions, full disks, other sources."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
+from recording_sources import (
+    RATE,
+    SENTENCES,
+    SETTINGS,
+    Samples,
+    monologue,
+    silence,
+    spoken,
+    two_people,
+    write_broken,
+    write_m4a,
+)
+
+from experiments.recordings import preparation, shards
+from experiments.recordings.__main__ import main
+from experiments.recordings.card import card_page
+from experiments.recordings.dataset import RecordedConversations
+from experiments.recordings.preparation import prepare_recordings
+from experiments.recordings.shard_job import turn_mel
+from experiments.recordings.sources import find_recordings
+
+Voices = dict[str, list[Samples]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    source: Path
+    root: Path
+    card: dict[str, Any]
+
+    def drop(self, name: str) -> str:
+        """The reason that the card gives for the one thing of that name."""
+        (reason,) = [drop["reason"] for drop in self.card["drops"] if name in drop["path"]]
+        return reason
+
+
+@pytest.fixture(scope="module")
+def voices(tmp_path_factory: pytest.TempPathFactory) -> Voices:
+    return spoken(tmp_path_factory.mktemp("voices"))
+
+
+def write_source(folder: Path, voices: Voices) -> None:
+    """The same monologue in many formats, a conversation, a LibriSpeech chapter, subtitles, and broken files."""
+    speech = monologue(voices["m"])
+    inner = folder / "ünï code" / "a folder with spaces"
+    inner.mkdir(parents=True)
+    soundfile.write(inner / "talk №1.wav", speech, RATE)
+    soundfile.write(folder / "talk.flac", soxr.resample(speech, RATE, 44100), 44100)
+    soundfile.write(folder / "talk.mp3", np.stack([speech, speech], axis=1), RATE)
+    soundfile.write(folder / "talk.ogg", soxr.resample(speech, RATE, 8000), 8000)
+    write_m4a(folder / "talk.m4a", speech)
+    soundfile.write(folder / "call.wav", two_people(voices, rounds=2), RATE)
+    soundfile.write(folder / "told.wav", two_people(voices).mean(axis=1), RATE)
+    (folder / "told.en.vtt").write_text(subtitles(voices))
+    soundfile.write(folder / "wrong.flac", speech, RATE)
+    (folder / "wrong.srt").write_text("1\n00:40:00,000 --> 00:40:04,000\nWords of another recording\n")
+    chapter = folder / "19" / "198"
+    chapter.mkdir(parents=True)
+    lines = []
+    for number, (sentence, text) in enumerate(zip(voices["f"], SENTENCES["f"], strict=True)):
+        soundfile.write(chapter / f"19-198-{number:04d}.flac", sentence, RATE)
+        lines.append(f"19-198-{number:04d} {text.upper()}\n")
+    (chapter / "19-198.trans.txt").write_text("".join(lines))
+    (folder / "notes.pdf").write_bytes(b"%PDF")
+    (folder / ".DS_Store").write_bytes(b"x")
+    write_broken(folder / "broken", speech)
+
+
+def subtitles(voices: Voices) -> str:
+    """Of `two_people`, with speakers."""
+    lines, at_s = ["WEBVTT\n"], 0.0
+    for place in range(3):
+        for who, name in (("m", "Max"), ("f", "Fay")):
+            end_s = at_s + len(voices[who][place]) / RATE
+            lines.append(f"00:{at_s:06.3f} --> 00:{end_s:06.3f}\n<v {name}>{SENTENCES[who][place]}\n")
+            lines[-1] = lines[-1].replace("00:", "00:00:")
+            at_s = end_s + 0.6
+    return "\n".join(lines)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, voices: Voices) -> Prepared:
+    source = tmp_path_factory.mktemp("source")
+    write_source(source, voices)
+    root = prepare_recordings(source, "mine", tmp_path_factory.mktemp("cache"), SETTINGS, processes=1, progress=False)
+    return Prepared(source=source, root=root, card=json.loads((root / "card.json").read_text()))
+
+
+def test_every_format_gives_the_same_turns(prepared: Prepared) -> None:
+    rows = {row["name"]: row for row in prepared.card["per_recording"]}
+    talks = [rows[f"talk.{suffix}"] for suffix in ("flac", "mp3", "ogg", "m4a")]
+    talks.append(rows["ünï code/a folder with spaces/talk №1.wav"])
+    assert {row["turns"] for row in talks} == {3}
+    assert max(row["seconds"] for row in talks) - min(row["seconds"] for row in talks) < 0.2
+    assert {one["codec"].split("/")[-1] for one in prepared.card["formats"]} >= {"aac", "MPEG_LAYER_III", "VORBIS"}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("zero bytes.wav", "empty"),
+        ("broken/cut.wav", "cut short: it announces"),
+        ("says ten hours.wav", "announces 1152000000 bytes"),
+        ("a picture.wav", "no sound|cannot be read"),
+        ("text.mp3", "cannot be read|no sound|damaged"),
+        ("cut.m4a", "cannot be read|cut short"),
+        ("silence.flac", "no speech found in 20.0 s"),
+        ("noise.flac", "no speech found in 20.0 s"),
+        ("broken/loop", "loop"),
+        ("leads nowhere.wav", "leads nowhere"),
+        ("wrong.srt", "only until"),
+    ],
+)
+def test_every_broken_file_is_named_with_its_reason(prepared: Prepared, name: str, reason: str) -> None:
+    assert re.search(reason, prepared.drop(name)), prepared.drop(name)
+
+
+def test_nothing_else_is_dropped_and_other_files_are_counted(prepared: Prepared) -> None:
+    assert len(prepared.card["drops"]) == 11
+    assert prepared.card["ignored"] == {".pdf": 1}
+    used = {row["name"] for row in prepared.card["per_recording"] if row["turns"]}
+    assert len(used) == prepared.card["recordings_used"] == 9
+
+
+def test_two_channels_are_user_and_assistant(prepared: Prepared, voices: Voices) -> None:
+    recorded = RecordedConversations(prepared.root)
+    (call,) = [one for one in recorded if one.name.startswith("call.wav")]
+    assert len(call.turns) == 12
+    for place, turn in enumerate(call.turns):
+        sentence = voices["m" if turn.speaker == "user" else "f"][place // 2 % 3]
+        assert turn.end_s - turn.start_s == pytest.approx(len(sentence) / RATE, abs=0.45)
+
+
+def test_words_stand_with_the_speaker_who_says_them(prepared: Prepared) -> None:
+    recorded = RecordedConversations(prepared.root)
+    (told,) = [one for one in recorded if one.name.startswith("told.wav")]
+    by_role = {role: [t.text for t in told.turns if t.speaker == role and t.text] for role in ("user", "assistant")}
+    assert sorted(by_role.values()) == sorted(list(texts) for texts in SENTENCES.values())
+    (chapter,) = [one for one in recorded if one.name.startswith("19/198/19-198")]
+    assert [turn.text for turn in chapter.turns if turn.text] == [text.upper() for text in SENTENCES["f"]]
+
+
+def test_features_are_those_of_the_sound_at_the_turns_time(prepared: Prepared) -> None:
+    recorded = RecordedConversations(prepared.root, checks_content=True)
+    shown = 0
+    for shard in recorded.state.shards:
+        described = json.loads((prepared.root / "shards" / shard / "shard.json").read_text())
+        for recording in described["recordings"]:
+            if recording["name"] != "call.wav":
+                continue
+            samples, _ = soundfile.read(prepared.source / "call.wav", dtype="float32")
+            for row in (turn for conversation in recording["conversations"] for turn in conversation if "id" in turn):
+                first, end = round(row["from_s"] * RATE), round(row["to_s"] * RATE)
+                expected = turn_mel(np.ascontiguousarray(samples[first:end, row["channel"]]), SETTINGS.n_mels)
+                mel = recorded.pool.mel(row["id"])
+                # Times are kept to a millisecond, so a frame may begin some samples aside.
+                assert abs(len(mel) - len(expected)) <= 1
+                shared = min(len(mel), len(expected))
+                assert float(np.abs(mel.numpy()[:shared] - expected[:shared].astype(np.float32)).mean()) < 0.02
+                assert recorded.pool.frame_units(row["id"]).tolist() == recorded.codebook.encode(mel).tolist()
+                shown += 1
+    assert shown == 12
+
+
+def test_lhotse_reads_the_manifests(prepared: Prepared) -> None:
+    recordings, supervisions = RecordedConversations(prepared.root).pool.manifest()
+    # Nine that are used, of which a chapter has three files, and two without speech.
+    assert len(list(recordings)) == 13 and all(Path(one.sources[0].source).is_file() for one in recordings)
+    assert sum(1 for one in supervisions) == prepared.card["turns"]["heard"] + prepared.card["turns"]["learned"]
+
+
+def test_the_card_is_one_page_that_names_every_drop(prepared: Prepared) -> None:
+    page = (prepared.root / "card.html").read_text()
+    assert "http" not in page and "<script" not in page
+    assert page.count("<tr><td>file</td>") == 10
+    hostile = json.loads(json.dumps(prepared.card))
+    hostile["per_recording"][0]["name"] = "<script>alert(1)</script>"
+    assert "<script" not in card_page(hostile)
+
+
+def test_a_second_run_does_nothing_again_and_a_new_file_is_added(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_dir = prepared.root.parents[1]
+    before = (prepared.root / "set.json").read_text()
+    with monkeypatch.context() as patched:
+        patched.setattr(preparation, "make_shard", lambda *_: pytest.fail("a shard was made again"))
+        prepare_recordings(prepared.source, "mine", data_dir, SETTINGS, processes=1, progress=False)
+    assert (prepared.root / "set.json").read_text() == before
+    with pytest.raises(ValueError, match=r"pause_s \(0\.5, now 0\.7\)"):
+        prepare_recordings(prepared.source, "mine", data_dir, replace(SETTINGS, pause_s=0.7), processes=1)
+    with pytest.raises(ValueError, match="other source"):
+        prepare_recordings(tmp_path_with_speech(tmp_path), "mine", data_dir, SETTINGS, processes=1)
+
+
+def tmp_path_with_speech(folder: Path) -> Path:
+    soundfile.write(folder / "a.wav", np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32), RATE)
+    return folder
+
+
+def small_source(folder: Path, voices: Voices, files: int) -> Path:
+    folder.mkdir(exist_ok=True)
+    for number in range(files):
+        soundfile.write(folder / f"{number}.wav", monologue(voices["mf"[number % 2]]), RATE)
+    return folder
+
+
+def test_processes_give_what_one_gives_and_a_set_grows(
+    voices: Voices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = small_source(tmp_path / "source", voices, 2)
+    one = prepare_recordings(source, "one", tmp_path, SETTINGS, processes=1, progress=False)
+    two = prepare_recordings(source, "two", tmp_path, SETTINGS, processes=2, progress=False)
+    state = [json.loads((root / "set.json").read_text()) for root in (one, two)]
+    assert state[0] == state[1]
+    codebook = (one / "codebook.safetensors").read_bytes()
+    monkeypatch.setattr("experiments.recordings.shard_job.JOB_RECORDINGS", 1)
+    small_source(source, voices, 3)
+    prepare_recordings(source, "one", tmp_path, SETTINGS, processes=1, progress=False)
+    assert len(RecordedConversations(one)) == 3
+    assert (one / "codebook.safetensors").read_bytes() == codebook
+
+
+def test_killed_at_any_moment_it_goes_on_and_ends_the_same(voices: Voices, tmp_path: Path) -> None:
+    """Killed in the middle of the shards, and, by the command that went on, in the middle of the units."""
+    source = small_source(tmp_path / "source", voices, 3)
+    whole = prepare_recordings(source, "whole", tmp_path, SETTINGS, processes=1, progress=False)
+    program = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "sys.path.insert(0, 'tests')\n"
+        "from recording_sources import SETTINGS\n"
+        "from experiments.recordings import preparation, shard_job, shards, units\n"
+        "shard_job.JOB_RECORDINGS = 1 if sys.argv[3] == 'shards' else 64\n"
+        "where = {'shards': (shard_job, 'PartWriter'), 'units': (units, 'write_units')}\n"
+        "module, name = where[sys.argv[3]]\n"
+        "real, calls = getattr(module, name), []\n"
+        "def killed(*given):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == (3 if sys.argv[3] == 'shards' else 1):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(*given)\n"
+        "setattr(module, name, killed)\n"
+        "preparation.prepare_recordings(sys.argv[1], 'killed', sys.argv[2], SETTINGS, processes=1, progress=False)\n"
+    )
+    for moment in ("shards", "units"):
+        ended = subprocess.run([sys.executable, "-c", program, str(source), str(tmp_path), moment], check=False)
+        assert ended.returncode == -signal.SIGKILL
+        killed = tmp_path / "recordings" / "killed"
+        with pytest.raises(ValueError, match="did not come to its end"):
+            RecordedConversations(killed)
+    done = [path for path in (killed / "shards").iterdir() if not path.name.startswith(".")]
+    assert all(shards.read_shard(path) is not None for path in done)
+    prepare_recordings(source, "killed", tmp_path, SETTINGS, processes=1, progress=False)
+    assert (killed / "set.json").read_text() == (whole / "set.json").read_text()
+    assert not list((killed / "shards").glob(".filling-*"))
+
+
+def test_a_shard_that_lost_a_part_is_made_again(voices: Voices, tmp_path: Path) -> None:
+    source = small_source(tmp_path / "source", voices, 1)
+    root = prepare_recordings(source, "a", tmp_path, SETTINGS, processes=1, progress=False)
+    (part,) = root.glob("shards/*/part-000.safetensors")
+    content = part.read_bytes()
+    part.write_bytes(content[:100])
+    with pytest.raises(ValueError, match="not whole: run the same `make data` again"):
+        RecordedConversations(root)
+    prepare_recordings(source, "a", tmp_path, SETTINGS, processes=1, progress=False)
+    assert part.read_bytes() == content
+    part.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match="has changed"):
+        RecordedConversations(root, checks_content=True)
+
+
+def test_a_full_disk_stops_it_with_one_line_and_loses_nothing(
+    voices: Voices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = small_source(tmp_path / "source", voices, 2)
+    monkeypatch.setattr("experiments.recordings.shard_job.JOB_RECORDINGS", 1)
+    real, calls = shards._write, []
+
+    def full(*given: Any) -> int:
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "_write", full)
+        with pytest.raises(ValueError, match=r"No space left on device.*1 shards are done and stay"):
+            prepare_recordings(source, "a", tmp_path, SETTINGS, processes=1, progress=False)
+    root = prepare_recordings(source, "a", tmp_path, SETTINGS, processes=1, progress=False)
+    assert len(RecordedConversations(root)) == 2
+    card = json.loads((root / "card.json").read_text())
+    assert card["drops"] == []
+
+
+def test_a_write_that_the_system_refuses_in_a_process_is_told(voices: Voices, tmp_path: Path) -> None:
+    """A real limit of the file size, in a real worker process."""
+    source = small_source(tmp_path / "source", voices, 2)
+    program = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "from experiments.recordings.__main__ import main\n"
+        "sys.exit(main([*sys.argv[1:], '--processes', '2', '--unit-vocab-size', '20']))\n"
+    )
+    command = [sys.executable, "-c", program, str(source), "a", "--data-dir", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2, ended.stderr
+    assert "error: cannot write to" in ended.stderr and "File too large" in ended.stderr
+
+
+def test_empty_and_unusable_sources_are_refused(tmp_path: Path, voices: Voices) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no recording that can be read: no other file"):
+        prepare_recordings(tmp_path / "empty", "a", tmp_path)
+    with pytest.raises(ValueError, match="no source at"):
+        prepare_recordings(tmp_path / "nowhere", "a", tmp_path)
+    with pytest.raises(ValueError, match="no name for a set"):
+        prepare_recordings(tmp_path / "empty", "../a", tmp_path)
+    (tmp_path / "silent").mkdir()
+    soundfile.write(tmp_path / "silent" / "a.wav", silence(3), RATE)
+    with pytest.raises(ValueError, match=r"none of 1 recordings can be used: .*no speech found"):
+        prepare_recordings(tmp_path / "silent", "a", tmp_path, processes=1, progress=False)
+    source = small_source(tmp_path / "source", voices, 1)
+    many = replace(SETTINGS, unit_vocab_size=5000)
+    with pytest.raises(ValueError, match=r"cannot fit 5000 units.*--unit-vocab-size"):
+        prepare_recordings(source, "b", tmp_path, many, processes=1, progress=False)
+    # Nothing was finished under that name, so other settings may be tried.
+    prepare_recordings(source, "b", tmp_path, SETTINGS, processes=1, progress=False)
+
+
+def test_tables_name_files_words_and_conversations(voices: Voices, tmp_path: Path) -> None:
+    rows = []
+    for place, who in enumerate(("m", "f", "m")):
+        soundfile.write(tmp_path / f"{place}.wav", voices[who][place], RATE)
+        rows.append({"audio": f"{place}.wav", "text": SENTENCES[who][place], "speaker": who, "conversation": "chat"})
+    rows.append({"audio": "missing.wav", "text": "x", "speaker": "m", "conversation": "chat"})
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = find_recordings(tmp_path / "rows.csv")
+    for table in (found, find_recordings(tmp_path / "rows.jsonl")):
+        (chat,) = table.recordings
+        assert chat.name == "chat"
+        assert [file.transcript.text for file in chat.files if file.transcript] == [row["text"] for row in rows[:3]]
+    assert "missing.wav" in found.drops[0].path
+    root = prepare_recordings(tmp_path / "rows.csv", "a", tmp_path, SETTINGS, processes=1, progress=False)
+    turns = [turn for one in RecordedConversations(root) for turn in one.turns if turn.text]
+    assert [turn.text for turn in turns] == [row["text"] for row in rows[:3]]
+    (tmp_path / "bad.csv").write_text("audio,start\n0.wav,1\n")
+    with pytest.raises(ValueError, match=r"bad\.csv:2 needs start and end"):
+        find_recordings(tmp_path / "bad.csv")
+
+
+def test_lhotses_cuts_are_a_source(voices: Voices, tmp_path: Path) -> None:
+    sound = two_people(voices)
+    soundfile.write(tmp_path / "call.wav", sound, RATE)
+    recording = Recording(
+        id="call", sources=[AudioSource(type="file", channels=[0, 1], source="call.wav")], sampling_rate=RATE,
+        num_samples=len(sound), duration=len(sound) / RATE,
+    )  # fmt: skip
+    said = SupervisionSegment(id="s", recording_id="call", start=0.25, duration=1.0, channel=1, text="hello")
+    cut = MonoCut(id="c", start=2.0, duration=3.0, channel=1, recording=recording, supervisions=[said])
+    CutSet.from_cuts([cut]).to_file(tmp_path / "cuts.jsonl.gz")
+    found = find_recordings(tmp_path / "cuts.jsonl.gz")
+    (cue,) = found.recordings[0].files[0].transcript.cues  # type: ignore[union-attr]
+    assert (cue.start_s, cue.end_s, cue.text, cue.channel) == (2.25, 3.25, "hello", 1)
+    (tmp_path / "other.jsonl.gz").write_bytes(b"not gzip")
+    with pytest.raises(ValueError, match="cannot be read as a lhotse manifest"):
+        find_recordings(tmp_path / "other.jsonl.gz")
+
+
+def test_memory_does_not_grow_with_the_length(voices: Voices, tmp_path: Path) -> None:
+    """After a recording of 2 minutes one of 24 adds less than 30 MiB to the peak: its sound alone is 88 MiB."""
+    unit = monologue(voices["m"], rounds=5)
+    for minutes in (2, 24):
+        (tmp_path / str(minutes)).mkdir()
+        with soundfile.SoundFile(tmp_path / str(minutes) / "long.flac", "w", RATE, 1) as file:
+            for _ in range(minutes * 60 * RATE // len(unit)):
+                file.write(unit)
+    program = (
+        "import sys\n"
+        "from experiments.recordings.__main__ import main\n"
+        "for minutes in ('2', '24'):\n"
+        "    given = [f'{sys.argv[1]}/{minutes}', minutes, '--data-dir', sys.argv[1], '--processes', '1']\n"
+        "    assert main([*given, '--unit-fit-s', '30']) == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, capture_output=True)
+    cards = [json.loads((tmp_path / "recordings" / name / "card.json").read_text()) for name in ("2", "24")]
+    peaks = [card["cost"]["peak_bytes_of_a_process"] for card in cards]
+    assert peaks[1] - peaks[0] < 30 << 20, peaks
+
+
+def test_the_command_tells_what_it_did(voices: Voices, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = small_source(tmp_path / "source", voices, 2)
+    given = [str(source), "a", "--data-dir", str(tmp_path), "--processes", "1", "--unit-vocab-size", "20"]
+    assert main(given) == 0
+    shown = capsys.readouterr().out
+    assert "2 conversations; 0 drops" in shown and "card.html" in shown
+    assert "its words are not known" in shown
+    assert main([str(tmp_path / "none"), "a"]) == 2
+    assert "error: no source at" in capsys.readouterr().err
