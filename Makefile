@@ -22,6 +22,9 @@ ARGS ?=
 SOURCE ?=
 NAME ?=
 MIMI ?=
+ifneq ($(filter data,$(MAKECMDGOALS)),)
+$(if $(and $(SOURCE),$(NAME)),,$(error give SOURCE=/path/to/recordings and NAME=name-of-the-set))
+endif
 RECIPE_OPTIONS = --scale $(SCALE) --seed $(SEED) $(foreach arm,$(ARM),--arm $(arm)) $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
 	$(if $(filter 1 yes true,$(RESUME)),--resume) $(ARGS)
 
@@ -114,7 +117,6 @@ exp-%: $(STAMP) ## run one recipe, e.g. make exp-llama-omni-stage1
 	$(RUN) -m experiments $* $(RECIPE_OPTIONS)
 
 data: $(STAMP) ## prepare own recordings for training: SOURCE=folder-or-manifest NAME=name (experiments/recordings/README.md)
-	@test -n "$(SOURCE)" -a -n "$(NAME)" || { echo "make data: give SOURCE=/path/to/recordings and NAME=name-of-the-set" >&2; exit 2; }
 	OMP_NUM_THREADS=1 $(RUN) -m experiments.recordings "$(SOURCE)" "$(NAME)" $(if $(MIMI),--mimi "$(MIMI)") $(ARGS)
 
 older-moshi: $(STAMP) ## fetch older releases of the moshi package, whose rings kv-wraparound then measures too
