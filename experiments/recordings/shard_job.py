@@ -144,7 +144,8 @@ class _Worker:
             try:
                 heard = listen(file.path, settings, self._pass_through(file))
             except (ValueError, OSError) as error:
-                plan.drops.append(Drop(what="file", path=str(file.path), reason=str(error)))
+                reason = str(error).removeprefix(f"{file.path} ")
+                plan.drops.append(Drop(what="file", path=str(file.path), reason=reason))
                 plan.end_s += settings.conversation_pause_s
                 continue
             found = stretches_of(number, file, heard, settings)
