@@ -18,6 +18,14 @@ ARM ?=
 WEIGHTS ?=
 RESUME ?=
 ARGS ?=
+
+# What `make data` reads, and what the set is to be called; MIMI: the folder of a Mimi whose codes are kept too.
+SOURCE ?=
+NAME ?=
+MIMI ?=
+ifneq ($(filter data,$(MAKECMDGOALS)),)
+$(if $(and $(SOURCE),$(NAME)),,$(error give SOURCE=/path/to/recordings and NAME=name-of-the-set))
+endif
 RECIPE_OPTIONS = --scale $(SCALE) --seed $(SEED) $(foreach arm,$(ARM),--arm $(arm)) $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
 	$(if $(filter 1 yes true,$(RESUME)),--resume) $(ARGS)
 
@@ -40,7 +48,7 @@ $(STAMP): FORCE
 endif
 endif
 
-.PHONY: help setup test lint format typecheck check findings verify-findings notebooks lab report cards decide listening-test listening-results lock older-moshi recipes smoke reproduce mlflow-ui dashboard clean clean-runs FORCE
+.PHONY: help setup data test lint format typecheck check findings verify-findings notebooks lab report cards decide listening-test listening-results lock older-moshi recipes smoke reproduce mlflow-ui dashboard clean clean-runs FORCE
 
 help: ## list every target and every recipe
 	@echo "Targets:"
@@ -108,6 +116,9 @@ lock: $(STAMP) ## pin the newest versions that pyproject.toml admits in requirem
 
 exp-%: $(STAMP) ## run one recipe, e.g. make exp-llama-omni-stage1
 	$(RUN) -m experiments $* $(RECIPE_OPTIONS)
+
+data: $(STAMP) ## prepare own recordings for training: SOURCE=folder-or-manifest NAME=name (experiments/recordings/README.md)
+	OMP_NUM_THREADS=1 $(RUN) -m experiments.recordings "$(SOURCE)" "$(NAME)" $(if $(MIMI),--mimi "$(MIMI)") $(ARGS)
 
 older-moshi: $(STAMP) ## fetch older releases of the moshi package, whose rings kv-wraparound then measures too
 	$(RUN) -m experiments.wraparound.mechanics.older_ring --fetch "$${TTT_DATA_CACHE:-data_cache}/older_moshi"

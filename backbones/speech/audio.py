@@ -134,17 +134,22 @@ def write_audio(path: str | Path, samples: ArrayLike, sample_rate_hz: int) -> fl
 
 def _converted(path: Path, sample_rate_hz: int) -> Iterator[Samples]:
     """Mono pieces at the wanted rate, of whatever size the conversion gives."""
-    with _opened(path) as file:
+    with open_sound(path) as file:
         if file.samplerate == sample_rate_hz:
-            yield from _mono_blocks(file, path)
+            yield from map(_mixed, source_blocks(file, path))
             return
         resampler = soxr.ResampleStream(file.samplerate, sample_rate_hz, 1, dtype="float32")
-        for block in _mono_blocks(file, path):
-            yield resampler.resample_chunk(block)
+        for block in source_blocks(file, path):
+            yield resampler.resample_chunk(_mixed(block))
         yield resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
 
 
-def _opened(path: Path) -> soundfile.SoundFile:
+def _mixed(block: Samples) -> Samples:
+    return np.asarray(block.mean(axis=1), dtype=np.float32)
+
+
+def open_sound(path: Path) -> soundfile.SoundFile:
+    """The file, opened by libsndfile; the errors of `read_audio` that show before its sound is read."""
     if not path.exists():
         raise ValueError(f"no audio file at {path}; check the path")
     if not path.is_file():
@@ -168,7 +173,8 @@ def _opened(path: Path) -> soundfile.SoundFile:
     return file
 
 
-def _mono_blocks(file: soundfile.SoundFile, path: Path) -> Iterator[Samples]:
+def source_blocks(file: soundfile.SoundFile, path: Path) -> Iterator[Samples]:
+    """Blocks (N, channels) at the file's own rate; ValueError where the sound is damaged or ends too early."""
     announced, read = file.frames, 0
     while True:
         try:
@@ -182,7 +188,7 @@ def _mono_blocks(file: soundfile.SoundFile, path: Path) -> Iterator[Samples]:
             at_s = read / file.samplerate
             raise ValueError(f"{path} holds NaN or infinite samples after {at_s:.1f} s; write it again")
         read += len(block)
-        yield np.asarray(block.mean(axis=1), dtype=np.float32)
+        yield block
     if read < announced * (1 - _LENGTH_TOLERANCE):
         raise ValueError(
             f"{path} is cut short or damaged: it announces {announced} frames and gives {read}; copy it again"

@@ -90,6 +90,11 @@ class Conversation:
     def duration_s(self) -> float:
         return self.turns[-1].end_s
 
+    @property
+    def begins_here(self) -> bool:
+        """Whether its first turn begins a conversation: a piece of a longer one may go on with the one before."""
+        return True
+
 
 @dataclass
 class _Subject:

@@ -185,7 +185,8 @@ def _pack(conversation: Conversation, packer: _Packer, mini_batch_size: int) -> 
         raise ValueError(f"mini_batch_size is {mini_batch_size}; it must be at least 1")
     dataset = packer.dataset
     limit = dataset.spec.positions - dataset.spec.positions % mini_batch_size
-    packer.add_id(dataset.tokenizer.bos_id, labelled=False)
+    if conversation.begins_here:
+        packer.add_id(dataset.tokenizer.bos_id, labelled=False)
     placed: list[_PlacedTurn] = []
     spoken: list[PackedTurn] = []
     turn_starts: list[int] = []
