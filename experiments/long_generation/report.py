@@ -73,7 +73,7 @@ def _speaking_table(arms: Sequence[ArmFindings]) -> str:
     rows = [
         [
             "arm", "streams", "real-time factor", "last/first quarter", "first audio", "held at the end", "a minute",
-            "positions/s", "with alarm", "alarms/h", "cross-entropy", "late - early",
+            "positions/s", "silent", "with alarm", "alarms/h", "cross-entropy", "late - early",
         ]
     ]  # fmt: skip
     for found in arms:
@@ -88,6 +88,7 @@ def _speaking_table(arms: Sequence[ArmFindings]) -> str:
             human_bytes(cost.held_bytes),
             _bytes(cost.held_bytes_per_minute),
             _shown(cost.positions_per_second, ".1f"),
+            _shown(_mean([stream.mean("silence_share", 0, stream.duration_s) for stream in found.streams]), ".0%"),
             f"{own.with_alarm.count} [{own.with_alarm.low:.2f}, {own.with_alarm.high:.2f}]",
             f"{own.alarms_per_hour:.1f}",
             _shown(whole, ".2f"),
@@ -96,7 +97,8 @@ def _speaking_table(arms: Sequence[ArmFindings]) -> str:
     return (
         f"{aligned(rows)}\nreal-time factor: seconds of compute per second of the conversation, of the stream "
         "that spoke alone;\ncross-entropy: nats a symbol (unit; of qwen-tts, text token) "
-        "under an n-gram model of real speech; late, early: last and first quarter"
+        "under an n-gram model of real speech; late, early: last and first quarter;\n"
+        "silent: share of 20 ms frames, those while the user speaks among them. Silence raises no alarm"
     )
 
 
