@@ -73,7 +73,9 @@ class DecoderModule(SpokenModule):
         targets = next_labels(labels)
         weights = self._token_weights(targets, batch)
         # Each segment's graph is freed when it was walked back; what all of them read is walked back once, at the end.
-        inputs = embeddings.detach().requires_grad_()
+        # Where nothing below is trained the lower layers have no graph at all. Checkpointed layers need one to hang on.
+        needs_gradient = embeddings.requires_grad or self.plan.gradient_checkpointing
+        inputs = embeddings.detach().requires_grad_(needs_gradient)
         cache: Cache | None = None
         text_total, speech_total = 0.0, 0.0
         for start, end in segments:
@@ -123,6 +125,19 @@ class DecoderModule(SpokenModule):
         return args, kwargs | {"ttt_base_lr": own * share}
 
     # Validation
+
+    def read_whole(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, C) of embeddings (B, T, C), read in the segments of the training, which changes memory alone."""
+        segments = list(self.segments(embeddings.shape[1]))
+        if len(segments) == 1:
+            return self.read(embeddings, mask, None, None, use_cache=False)[0]
+        cache: Cache | None = None
+        parts = []
+        for start, end in segments:
+            past_mask = mask[:, :start] if cache is not None else None
+            hidden, cache = self.read(embeddings[:, start:end], mask[:, start:end], cache, past_mask, use_cache=True)
+            parts.append(hidden)
+        return torch.cat(parts, dim=1)
 
     def score_text(self, hidden: Tensor, labels: Tensor, batch: LabelledBatch) -> None:
         """Adds what hidden (B, T, C) predict of labels (B, T) to the scores."""

@@ -44,7 +44,10 @@ def run_spoken_arm(work: ArmWork) -> None:
     """Trains and measures one arm."""
     task = work.task
     config: SpokenExperiment = task.config
-    train_arm(config, config.arm(task.arm), task.data, work.logger, work.stop, task.folder, task.weights, task.line)
+    train_arm(
+        config, config.arm(task.arm), task.data, work.logger, work.stop, task.folder, task.weights, task.line,
+        task.start_folder,
+    )  # fmt: skip
 
 
 def report_spoken(config: SpokenExperiment, folder: Path, uri: str, finished: Sequence[FinishedArm]) -> Report:
