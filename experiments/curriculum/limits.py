@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
 from experiments.harness import metric_names as names
@@ -16,6 +16,8 @@ Curve = Sequence[tuple[int, float]]
 MONITORED = re.compile(r"ttt/(layer\d+)/(W1_max|inner_loss)")
 STEPS_OF_A_TREND = 5
 """Rows of the monitor at either end whose mean is compared."""
+INFINITE = 1e300
+"""A database store of MLflow keeps infinity as the largest number it can hold, 1.8e308."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ def _loss_faults(uri: str, run: LoggedRun) -> Iterable[str]:
     losses = tracking.read_history(uri, run.run_id, names.VALIDATION_TEXT_LOSS)
     if not losses:
         yield f"it logged no {names.VALIDATION_TEXT_LOSS}, so nobody knows how well it learned; train the stage again"
-    elif not all(math.isfinite(loss) for _, loss in losses):
+    elif not all(_is_finite(loss) for _, loss in losses):
         yield "its validation loss became NaN or infinite; lower its learning rates, or its base_lr, and train it again"
     elif losses[-1][1] > losses[0][1]:
         yield (
@@ -92,7 +94,7 @@ def _monitor_faults(uri: str, run: LoggedRun, limits: StartLimits) -> Iterable[s
             continue
         layer, what = found.groups()
         curve = tracking.read_history(uri, run.run_id, name)
-        if not all(math.isfinite(value) for _, value in curve):
+        if not all(_is_finite(value) for _, value in curve):
             yield f"{what} of {layer} became NaN or infinite; lower base_lr or ttt_learning_rate and train it again"
         elif what == "W1_max":
             step, largest = max(curve, key=lambda row: row[1])
@@ -120,6 +122,5 @@ def _growth(curve: Curve) -> float:
     return last / first if first > 0 else math.inf
 
 
-def monitored(metrics: Mapping[str, float]) -> bool:
-    """Whether a run has logged what the monitor sees."""
-    return any(MONITORED.fullmatch(name) for name in metrics)
+def _is_finite(value: float) -> bool:
+    return abs(value) < INFINITE  # NaN is below nothing

@@ -18,6 +18,7 @@ from backbones.mounting import MountedCache
 from experiments.data.packing import IGNORED_LABEL
 from experiments.spoken.batches import AskedFact
 from experiments.spoken.configuration import DecoderTraining, SpokenExperiment
+from experiments.spoken.lora import add_adapters
 from experiments.spoken.module import SpokenModule
 from ttt_core import TTTLayer
 
@@ -44,6 +45,12 @@ class DecoderModule(SpokenModule):
             llm.gradient_checkpointing_enable()
         if plan.inner_warmup_steps and any(isinstance(part, TTTLayer) for part in model.modules()):
             llm.model.register_forward_pre_hook(self._give_inner_step_size, with_kwargs=True)
+
+    def add_adapters(self, upper_layers: Sequence[int]) -> None:
+        """What the plan says of adapters, in the layers below the upper ones."""
+        if self.plan.lora is not None:
+            lower = [layer for layer in range(self.llm.config.num_hidden_layers) if layer not in upper_layers]
+            add_adapters(self.llm, self.plan.lora, lower)
 
     @property
     def llm(self) -> PreTrainedModel:

@@ -33,6 +33,7 @@ class LlamaOmniModule(DecoderModule):
         super().__init__(model, model.llm, config, config.training, names.VALIDATION_CTC_LOSS)
         choose_trained(model, self.plan.trains, arm.upper_layers)
         self.upper_mixers = [model.llm.model.layers[layer].self_attn for layer in arm.upper_layers]
+        self.add_adapters(arm.upper_layers)
         self._turns: DrawnTurns = []  # of the running step
 
     @property

@@ -23,6 +23,7 @@ class QwenModule(DecoderModule):
         if self.plan.trains == "upper_mixers_and_speech":
             train_upper_mixers_alone(model, arm.upper_layers)
         self.upper_mixers = [model.model.layers[layer].self_attn for layer in arm.upper_layers]
+        self.add_adapters(arm.upper_layers)
 
     @property
     def llm(self) -> PreTrainedModel:

@@ -1,0 +1,175 @@
+"""Training of later stages: groups of parameters, segments of frames, adapters, and weights of the stage before."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from harness_fixtures import Workshop, open_workshop, smoke_config
+
+from experiments.harness import metric_names as names
+from experiments.harness.parameter_groups import ParameterGroup
+from experiments.spoken import metric_names as spoken_names
+from experiments.spoken.backbone import spoken_backbone
+from experiments.spoken.configuration import LoraPlan, SpokenExperiment
+from experiments.spoken.module import SpokenModule
+from experiments.spoken.starting import start_from
+
+MIXERS_FIRST = (
+    ParameterGroup(name="mixers", holds="upper_mixers", learning_rate=0.01),
+    ParameterGroup(name="others", holds="others", learning_rate=0.001, from_step=2),
+)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return open_workshop(tmp_path_factory.mktemp("curriculum"), "qwen-tts-stage1")
+
+
+def built(config: SpokenExperiment, arm: str) -> tuple[SpokenModule, object]:
+    """A module that takes steps without a Trainer, and its loader."""
+    backbone = spoken_backbone(config.backbone)
+    model = backbone.build_model(config, config.arm(arm), None)
+    module = backbone.module(model, config, config.arm(arm))
+    module.manual_backward = lambda loss: loss.backward()
+    return module, backbone.loader(model, config)
+
+
+def stepped(module: SpokenModule, batch: object) -> dict[str, float]:
+    """One optimiser step, as Lightning would ask for it."""
+    if not hasattr(module, "own_optimizer"):
+        module.own_optimizer = module.configure_optimizers()
+        module.optimizers = lambda: module.own_optimizer
+    return module.training_step(batch, 0)
+
+
+def changed(before: dict[str, torch.Tensor], module: SpokenModule) -> set[str]:
+    return {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+def copied(module: SpokenModule) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("arm", ["ttt-mlp", "sliding-window"])
+def test_what_mixes_positions_is_trained_alone_at_first_and_everything_later(workshop: Workshop, arm: str) -> None:
+    config = smoke_config("qwen-tts-stage1", groups=MIXERS_FIRST)
+    module, loader = built(config, arm)
+    batch = loader.batch(workshop.data.stages[0], [0])
+    before = copied(module)
+    logged = [stepped(module, batch) for _ in range(2)]
+    assert all("layers.3.self_attn" in name for name in changed(before, module))
+    assert changed(before, module)
+    assert module.llm.model.layers[0].mlp.up_proj.weight.grad is None
+    assert [row["train/learning_rate_of_others"] for row in logged] == [0.0, 0.0]
+    before, row = copied(module), stepped(module, batch)
+    assert {"model.model.layers.0.mlp.up_proj.weight", "model.model.embed_tokens.weight"} <= changed(before, module)
+    assert 0 < row["train/learning_rate_of_others"] <= 0.001 < row["train/learning_rate_of_mixers"]
+
+
+def test_a_parameter_in_no_group_stays_as_it_was(workshop: Workshop) -> None:
+    config = smoke_config("qwen-tts-stage1", groups=MIXERS_FIRST[:1])
+    module, loader = built(config, "ttt-mlp")
+    batch, before = loader.batch(workshop.data.stages[0], [0]), copied(module)
+    for _ in range(3):
+        stepped(module, batch)
+    assert all("layers.3.self_attn" in name for name in changed(before, module))
+
+
+def test_groups_that_would_train_nothing_are_refused() -> None:
+    misspelt = ParameterGroup(name="x", holds="speech_generatr", learning_rate=1.0)
+    module, _ = built(smoke_config("qwen-tts-stage1", groups=(misspelt,)), "ttt-mlp")
+    with pytest.raises(ValueError, match="group 'x' holds no trained parameter: none is of 'speech_generatr'"):
+        module.configure_optimizers()
+    with pytest.raises(ValueError, match="no group is trained from step 0 on"):
+        smoke_config("qwen-tts-stage1", groups=MIXERS_FIRST[1:])
+    with pytest.raises(ValueError, match="different names"):
+        smoke_config("qwen-tts-stage1", groups=MIXERS_FIRST[:1] * 2)
+
+
+def test_segments_of_frames_that_carry_windows_and_state_give_the_whole_ones_gradients(workshop: Workshop) -> None:
+    """Text, timing and codes; the frames drawn for the codes lie in several segments."""
+    results = []
+    for segment in (None, 131):
+        config = smoke_config("qwen-mimi-stage1", segment_positions=segment)
+        module, loader = built(config, "ttt-mlp")
+        batch = loader.batch(workshop.data.stages[0], [0, 1])
+        logged = module.backward_batch(batch)
+        validated = module.read_whole(batch)
+        gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+        results.append((logged, gradients, validated))
+    (whole, gradients, read), (cut, cut_gradients, cut_read) = results
+    assert batch.codes.shape[2] > 3 * 131
+    for name in (names.TRAIN_TEXT_LOSS, spoken_names.TRAIN_AUDIO_LOSS, names.TRAIN_LOSS):
+        assert cut[name] == pytest.approx(whole[name], rel=1e-5)
+    torch.testing.assert_close(cut_read.text_logits, read.text_logits, rtol=1e-4, atol=1e-5)
+    # Gradients are cut between segments, so only what needs no earlier segment is equal: the head's.
+    assert gradients.keys() == cut_gradients.keys()
+    torch.testing.assert_close(
+        cut_gradients["model.text_head.weight"], gradients["model.text_head.weight"], rtol=1e-3, atol=1e-5
+    )
+
+
+def test_moshis_segments_leave_out_frames_that_see_too_little_and_its_validation_streams(workshop: Workshop) -> None:
+    config = smoke_config("moshi-stage1", segment_positions=160)
+    module, loader = built(config, "ttt-mlp")
+    assert module.blind_frames == config.model.context == 64
+    batch = loader.batch(workshop.data.stages[0], [0, 1])
+    logged = module.backward_batch(batch)
+    assert all(torch.isfinite(torch.tensor(value)) for value in logged.values())
+    whole, _ = built(smoke_config("moshi-stage1"), "ttt-mlp")
+    with torch.no_grad():
+        streamed, expected = module.read_whole(batch), whole.read_whole(batch)
+    assert batch.codes.shape[2] > 2 * 160
+    for row, length in enumerate(batch.lengths.tolist()):
+        torch.testing.assert_close(
+            streamed.text_logits[row, :length], expected.text_logits[row, :length], rtol=1e-3, atol=1e-4
+        )
+    with pytest.raises(ValueError, match="segment_positions is 64, and the first 64 frames"):
+        built(smoke_config("moshi-stage1", segment_positions=64), "ttt-mlp")
+    with pytest.raises(ValueError, match="the arm needs TTT layers"):
+        built(config, "sliding-window")
+
+
+def test_a_stage_begins_with_the_weights_that_the_one_before_ended_with(workshop: Workshop, tmp_path: Path) -> None:
+    config = smoke_config("qwen-tts-stage1")
+    ended = workshop.train(config, "ttt-mlp", tmp_path / "before")
+    began, _ = built(dataclasses.replace(config, seed=9), "ttt-mlp")
+    assert changed(copied(ended), began)
+    start_from(began, tmp_path / "before")
+    assert not changed(copied(ended), began)
+    with pytest.raises(ValueError, match=r"last.ckpt is missing"):
+        start_from(began, tmp_path)
+    with pytest.raises(ValueError, match=r"does not fit this model \(missing:"):
+        start_from(built(config, "sliding-window")[0], tmp_path / "before")
+
+
+def test_adapters_add_nothing_at_first_and_leave_what_they_adapt(workshop: Workshop, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="peft is an extra, in requirements.lock: `make setup` installs it")
+    plain = smoke_config("qwen-tts-stage1")
+    groups = (
+        MIXERS_FIRST[0], ParameterGroup(name="adapters", holds="lora_", learning_rate=0.01),
+    )  # fmt: skip
+    adapted = smoke_config("qwen-tts-stage1", lora=LoraPlan(rank=2), groups=groups)
+    ended = workshop.train(plain, "ttt-mlp", tmp_path / "before")
+    module, loader = built(adapted, "ttt-mlp")
+    start_from(module, tmp_path / "before")
+    batch = loader.batch(workshop.data.stages[0], [0])
+    with torch.no_grad():
+        for each in (ended, module):
+            each.eval()
+        expected = ended.model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        found = module.model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    module.train()
+    before = copied(module)
+    for _ in range(2):
+        stepped(module, batch)
+    moved = changed(before, module)
+    assert any("layers.0.self_attn.q_proj.lora_B" in name for name in moved)
+    assert all("lora_" in name or "layers.3.self_attn" in name for name in moved)
+    assert not any("lora_" in name and "layers.3." in name for name in before)
+    state = module.named_parts()["ttt"][0].initial_state(1)
+    assert state.W1.dtype == torch.float32
