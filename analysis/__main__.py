@@ -1,4 +1,4 @@
-"""`python -m analysis findings | verify-findings | cards | decide | report | dashboard`: what follows from the runs."""
+"""`python -m analysis findings | verify-findings | cards | decide | report | checklist | dashboard`: what runs tell."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from analysis import commands
 from analysis.cards.command import add_command as add_cards
+from analysis.checklist.command import add_command as add_checklist
 from analysis.dashboard.command import add_command as add_dashboard
 from analysis.decide.command import add_command as add_decide
 from analysis.report.command import add_command as add_report
@@ -21,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_cards(subparsers)
     add_decide(subparsers)
     add_report(subparsers)
+    add_checklist(subparsers)
     add_dashboard(subparsers)
     parsed = parser.parse_args(arguments)
     try:

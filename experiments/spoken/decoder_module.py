@@ -136,6 +136,10 @@ class DecoderModule(SpokenModule):
     def read_whole(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """(B, T, C) of embeddings (B, T, C), read in the segments of the training, which changes memory alone."""
         segments = list(self.segments(embeddings.shape[1]))
+        if self.forgets_every is not None:
+            starts = range(0, embeddings.shape[1], self.forgets_every)
+            pieces = [(embeddings[:, s : s + self.forgets_every], mask[:, s : s + self.forgets_every]) for s in starts]
+            return torch.cat([self.read(*piece, None, None, use_cache=False)[0] for piece in pieces], dim=1)
         if len(segments) == 1:
             return self.read(embeddings, mask, None, None, use_cache=False)[0]
         cache: Cache | None = None

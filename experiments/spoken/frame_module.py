@@ -74,12 +74,15 @@ class FrameModule(SpokenModule):
     def read_whole(self, batch: FrameBatch) -> ReadFrames:
         """For validation: the whole batch, read in the segments of the training to hold less at once."""
         segments = self.segments(batch)
-        if len(segments) == 1:
-            return self.read(batch, 1.0)
+        return self.read(batch, 1.0) if len(segments) == 1 else self.joined(batch, segments, carries=True)
+
+    def joined(self, batch: FrameBatch, segments: list[tuple[int, int]], *, carries: bool) -> ReadFrames:
+        """The segments one after the other; without what the one before left where nothing is carried."""
         parts: list[ReadFrames] = []
         carried: Any = None
         for start, end in segments:
-            part, carried = self.read_part(batch, start, end, carried, 1.0)
+            part, left = self.read_part(batch, start, end, carried, 1.0)
+            carried = left if carries else None
             parts.append(part)
         return ReadFrames(
             hidden=torch.cat([part.hidden for part in parts], dim=1),
@@ -124,10 +127,10 @@ class FrameModule(SpokenModule):
             spoken_names.TRAIN_AUDIO_LOSS: float(audio.detach()),
         }
 
-    def segments(self, batch: FrameBatch) -> list[tuple[int, int]]:
-        """[start, end) of what is read with one graph."""
+    def segments(self, batch: FrameBatch, length: int | None = None) -> list[tuple[int, int]]:
+        """[start, end) of what is read with one graph, or of pieces of that length."""
         frames = batch.codes.shape[2]
-        length = self.plan.segment_positions or frames
+        length = length or self.plan.segment_positions or frames
         return [(start, min(start + length, frames)) for start in range(0, frames, length)]
 
     def _backward_segments(self, batch: FrameBatch, segments: list[tuple[int, int]]) -> dict[str, float]:
@@ -182,7 +185,10 @@ class FrameModule(SpokenModule):
     # Validation
 
     def validation_step(self, batch: FrameBatch, batch_index: int) -> None:
-        read = self.read_whole(batch)
+        if self.forgets_every is None:
+            read = self.read_whole(batch)
+        else:
+            read = self.joined(batch, self.segments(batch, self.forgets_every), carries=False)
         for sample, facts in enumerate(batch.asked_facts):
             length = int(batch.lengths[sample])
             logits, targets = read.text_logits[sample, :length], read.text[sample, :length]

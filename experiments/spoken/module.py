@@ -19,7 +19,10 @@ class SpokenModule(CountedModule):
     """Trains and measures one arm. A child gives the losses, and fills `scores` in its validation steps.
 
     upper_mixers: what mixes positions in the upper layers: TTT, or the attention that it is compared with.
+    forgets_every: positions after which a validation starts anew with a fresh memory, as a control; None: never.
     """
+
+    forgets_every: int | None = None
 
     def __init__(self, model: Any, config: SpokenExperiment, speech_loss: str | None) -> None:
         super().__init__(config.training, config.data.steps, config.evaluation.validate_every_steps)
