@@ -16,7 +16,7 @@ START = "start_run_id"
 class ModelRuns:
     """run: the arm's that the page is about. before: what it started from, and so on back, nearest first.
 
-    validation: the newest finished one; None where there is none. store_has_ratings: whether people have rated it.
+    validation: the newest finished one; None where there is none.
     """
 
     store: Store
