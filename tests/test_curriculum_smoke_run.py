@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from logged_alike import check_logged_alike
+from picture_checks import check_pictures
 from recipe_commands import SMOKE_SECONDS, FinishedCommand, command, environment
 
 from experiments.curriculum.start import begin_stage
@@ -126,3 +127,7 @@ def test_the_recipe_of_the_next_stage_finds_it(killed: Killed, monkeypatch: pyte
     with pytest.raises(ValueError, match="starts from stage 3, and there is no finished run"):
         begin_stage(RECIPES["llama-omni-stage4"].configure(scale="smoke", seed=0), options)
     assert json.loads((found.start_folder / "run.json").read_text())["run_id"] == config.start_run_id
+
+
+def test_the_page_of_findings_can_draw_it(killed: Killed) -> None:
+    check_pictures(killed.resumed.uri, RECIPE)

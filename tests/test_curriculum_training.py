@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from harness_fixtures import Workshop, open_workshop, smoke_config
+from harness_fixtures import StopAfter, Workshop, open_workshop, smoke_config
 
+from experiments.curriculum.chain import ChainExperiment, Link
+from experiments.curriculum.study import chain_study, run_link
 from experiments.harness import metric_names as names
+from experiments.harness import tracking
 from experiments.harness.parameter_groups import ParameterGroup
+from experiments.harness.stopping import DivergedRunError
+from experiments.harness.study import ArmTask, ArmWork
 from experiments.spoken import metric_names as spoken_names
 from experiments.spoken.backbone import spoken_backbone
 from experiments.spoken.configuration import LoraPlan, SpokenExperiment
@@ -173,3 +179,49 @@ def test_adapters_add_nothing_at_first_and_leave_what_they_adapt(workshop: Works
     assert not any("lora_" in name and "layers.3." in name for name in before)
     state = module.named_parts()["ttt"][0].initial_state(1)
     assert state.W1.dtype == torch.float32
+
+
+def chain_of(config: SpokenExperiment, **link: object) -> ChainExperiment:
+    """One link, which may start from an earlier one that is not trained here."""
+    one = dataclasses.replace(config, arms=(config.arm("ttt-mlp"),))
+    links = (Link(name="first", experiment=one), Link(name="second", experiment=one, **link))
+    return ChainExperiment(recipe="chain", scale="smoke", seed=config.seed, links=links)
+
+
+def work_on(workshop: Workshop, config: ChainExperiment, folder: Path, start: Path | None = None) -> ArmWork:
+    experiment = config.link("second").experiment
+    task = ArmTask(
+        study=chain_study("qwen-tts"), config=config, arm="second", folder=folder, start_folder=start,
+        tracking_uri=workshop.uri, experiment_id=workshop.experiment_id, parent_run_id="", line=0, threads=1,
+        data={"second": workshop.data}, data_sources=(), weights=None, resumes=False, is_adhoc=False,
+    )  # fmt: skip
+    folder.mkdir(parents=True)
+    return ArmWork(task=task, logger=workshop.logger(experiment, "ttt-mlp"), stop=StopAfter(0))
+
+
+def test_divergence_is_a_result_where_a_link_is_there_to_show_it(workshop: Workshop, tmp_path: Path) -> None:
+    config = smoke_config("qwen-tts-stage1", learning_rate=1e30, ttt_learning_rate=1e30, gradient_clip_norm=1e30)
+    work = work_on(workshop, chain_of(config, survives_divergence=True), tmp_path / "shown")
+    run_link(work)
+    work.logger.close("FINISHED")
+    run = tracking.read_run(workshop.uri, work.logger.run_id)
+    assert run.metrics["curriculum/diverged"] == 1.0 and "became NaN or infinite" in run.tags["diverged"]
+    with pytest.raises(DivergedRunError):
+        run_link(work_on(workshop, chain_of(config), tmp_path / "raised"))
+
+
+def test_a_link_does_not_start_from_one_that_passed_a_limit(workshop: Workshop, tmp_path: Path) -> None:
+    config, before = smoke_config("qwen-tts-stage1"), tmp_path / "before"
+    logger = workshop.logger(config, "ttt-mlp")
+    workshop.train(config, "ttt-mlp", before, logger=logger)
+    logger.log_metrics({"ttt/layer03/W1_max": 11.0}, step=3)
+    logger.close("FINISHED")
+    (before / "run.json").write_text(json.dumps({"run_id": logger.run_id}))
+    chain = chain_of(config, starts_from="first")
+    with pytest.raises(ValueError, match=r"largest \|W1\| was 11 in layer03 at step 3"):
+        run_link(work_on(workshop, chain, tmp_path / "refused", before))
+    work = work_on(workshop, chain, tmp_path / "allowed", before)
+    allowed = dataclasses.replace(work, task=dataclasses.replace(work.task, start_limits=("largest_W1=12",)))
+    run_link(allowed)
+    work.logger.close("FINISHED")
+    assert tracking.read_run(workshop.uri, work.logger.run_id).metrics["speed/seconds_of_stage"] > 0

@@ -14,7 +14,7 @@ from experiments.data.dataset import ConversationSet
 from experiments.harness import metric_names as names
 from experiments.harness.buckets import BucketedMean
 from experiments.harness.estimates import estimate
-from experiments.harness.memory import device, peak_bytes, start_measuring
+from experiments.harness.memory import device, forget_peak, peak_bytes, start_measuring
 from experiments.spoken.backbone import Loader
 from experiments.spoken.evaluation import ConversationScores
 from experiments.spoken.module import SpokenModule
@@ -109,13 +109,18 @@ def _gain(fresh: Sequence[BucketedMean], carried: Sequence[BucketedMean]) -> dic
 
 @torch.no_grad()
 def memory_of_samples(module: SpokenModule, loader: Loader, streams: ConversationSet) -> dict[str, float]:
-    """Peak bytes above the model's own, for each sample of one and of four that are read at once."""
+    """Peak bytes above the model's own, for each sample of one and of four that are read at once.
+
+    Both are counted from before the first: what the first has freed is what the second uses again. On a CPU, where the
+    peak is the process's, that takes a process that has read nothing before.
+    """
     index = streams.split_indices("validation")[0]
     found = {}
+    before = start_measuring()
     for samples in SAMPLES:
         batch: Any = loader.batch(streams, [index] * samples).to(device())
         module.on_validation_epoch_start()
-        before = start_measuring()
+        forget_peak()
         module.validation_step(batch, 0)
         found[f"{own.PEAK_PER_SAMPLE}{samples}"] = (peak_bytes() - before) / samples
     return found
