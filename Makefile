@@ -123,7 +123,7 @@ validate: $(STAMP) ## measure a finished arm's run along 64k positions (RUN=its 
 	$(VENV_PYTHON) -m experiments.validation "$(RUN)" $(ARGS)
 	$(VENV_PYTHON) -m analysis checklist "$(RUN)"
 
-recipes: $(STAMP) ## run every recipe but the stages behind the first, one after the other (SCALE=smoke: minutes; cpu: about three hours on 2 cores)
+recipes: $(STAMP) ## run every recipe but the stages behind the first, one after the other (SCALE=smoke: minutes; cpu: some three and a half hours on 2 cores)
 	@begun=0; for recipe in $(filter-out $(LATER_STAGES),$(RECIPES)); do \
 		begun=$$((begun + 1)); echo; echo "== $$begun of $(words $(filter-out $(LATER_STAGES),$(RECIPES))): $$recipe"; \
 		$(VENV_PYTHON) -m experiments $$recipe --scale $(SCALE) --seed $(SEED) || { code=$$?; \

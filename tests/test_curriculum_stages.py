@@ -255,7 +255,7 @@ def finished_arm(config: ChainExperiment, name: str, seed: int, metrics: dict[st
 
 
 def test_a_run_that_diverged_counts_as_one_that_guesses(log: Log) -> None:
-    config = RECIPES["curriculum-ablation"].configure(scale="smoke", seed=0)
+    config = dataclasses.replace(RECIPES["curriculum-ablation"].configure(scale="smoke", seed=0), seed_count=2)
     good = {names.VALIDATION_TEXT_LOSS: 2.0, names.RECALL_ALL: 0.5, names.RECALL_CHANCE: 0.25}
     lost = {"curriculum/diverged": 1.0, names.RECALL_CHANCE: 0.25}
     finished = [finished_arm(config, "staged", seed, good) for seed in (0, 1)]

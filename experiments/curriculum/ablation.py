@@ -36,7 +36,7 @@ class AblationPlan:
 
 PLANS: dict[Scale, AblationPlan] = {
     "smoke": AblationPlan(
-        seed_count=2, steps_a_stage=1, conversations=4, validation_conversations=1,
+        seed_count=1, steps_a_stage=1, conversations=4, validation_conversations=1,
         short=TrainingStage(positions=256, conversations=2, conversations_per_step=2, steps=2),
     ),
     "cpu": AblationPlan(
@@ -91,7 +91,7 @@ def straight_against_staged(recipe: str, first: SpokenExperiment) -> ChainExperi
     def experiment(data: DataPlan, training: TrainingPlan) -> SpokenExperiment:
         evaluation = dataclasses.replace(
             last.evaluation, validate_every_steps=data.steps,
-            checkpoint_every_steps=max(1, data.steps // 8), monitor_every_steps=max(1, data.steps // 12),
+            checkpoint_every_steps=max(1, data.steps // 8), monitor_every_steps=max(1, data.steps // 4),
         )  # fmt: skip
         arms = (first.arm(CONTINUED_ARM),)
         return dataclasses.replace(last, recipe=recipe, data=data, training=training, evaluation=evaluation, arms=arms)

@@ -72,7 +72,7 @@ PLANS: dict[Scale, StagePlan] = {
     "cpu": StagePlan(
         first_positions=8192, steps=(24, 16, 12), conversations=(24, 16, 12), conversations_per_step=(1, 1, 1),
         validation_conversations=3, rate=0.3, mixers_alone=0.25, warmup_steps=2, segment_positions=4096,
-        checkpoint_every_steps=2, monitor_every_steps=2, edges=LONG_EDGES,
+        checkpoint_every_steps=2, monitor_every_steps=4, edges=LONG_EDGES,
     ),
     "gpu": StagePlan(
         first_positions=8192, steps=(800, 600, 400), conversations=(3200, 1200, 400), conversations_per_step=(4, 2, 1),
