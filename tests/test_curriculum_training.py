@@ -95,6 +95,18 @@ def test_groups_that_would_train_nothing_are_refused() -> None:
         smoke_config("qwen-tts-stage1", groups=MIXERS_FIRST[:1] * 2)
 
 
+@pytest.mark.parametrize("arm", ["ttt-mlp", "sliding-window"])
+def test_a_validation_in_segments_is_that_of_the_whole(workshop: Workshop, arm: str) -> None:
+    found = []
+    for segment in (None, 37):
+        module, loader = built(smoke_config("qwen-tts-stage1", segment_positions=segment), arm)
+        batch = loader.batch(workshop.data.stages[0], [0, 1])
+        with torch.no_grad():
+            hidden = module.read_whole(module.model.get_input_embeddings()(batch.input_ids), batch.attention_mask)
+        found.append(hidden[batch.attention_mask])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
 def test_segments_of_frames_that_carry_windows_and_state_give_the_whole_ones_gradients(workshop: Workshop) -> None:
     """Text, timing and codes; the frames drawn for the codes lie in several segments."""
     results = []
