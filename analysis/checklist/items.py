@@ -48,8 +48,8 @@ def training(runs: ModelRuns) -> Iterable[Item]:
         if each.tags.get("adhoc") != "false" or each.tags.get("git_dirty") != "false"
     ]
     yield _bounded(
-        "Can it be made again from a commit?", not odd, "; ".join(odd) or f"every stage: {_commits(runs)}",
-        "no field changed by hand, clean checkouts",
+        "Can it be made again from a commit?", not odd,
+        "; ".join(dict.fromkeys(odd)) or f"every stage: {_commits(runs)}", "no field changed by hand, clean checkouts",
     )  # fmt: skip
     stages = [
         f"{each.experiment} {each.arm} (run {each.run_id[:8]}, {each.status.lower()})" for each in runs.whole_line
