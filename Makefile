@@ -38,7 +38,11 @@ export TOKENIZERS_PARALLELISM ?= false
 
 RECIPE_FILES := $(filter-out experiments/recipes/_%,$(wildcard experiments/recipes/*.py))
 RECIPES := $(subst _,-,$(notdir $(RECIPE_FILES:.py=)))
-RUN := $(VENV)/bin/python
+# Later stages need the ones before, and `make curriculum` runs all four of a backbone: they are left out of `make recipes`.
+LATER_STAGES := $(filter %-stage2 %-stage3 %-stage4 %-curriculum,$(RECIPES))
+BACKBONE ?= llama-omni
+RUN ?=
+VENV_PYTHON := $(VENV)/bin/python
 
 # The stamp holds the torch requirement it was made with, so that asking for another one sets up again.
 STAMP := $(VENV)/.set-up
@@ -48,7 +52,7 @@ $(STAMP): FORCE
 endif
 endif
 
-.PHONY: help setup data test lint format typecheck check findings verify-findings notebooks lab report cards decide listening-test listening-results lock older-moshi recipes smoke reproduce mlflow-ui dashboard clean clean-runs FORCE
+.PHONY: help setup data test lint format typecheck check findings verify-findings notebooks lab report cards curriculum validate decide listening-test listening-results lock older-moshi recipes smoke reproduce mlflow-ui dashboard clean clean-runs FORCE
 
 help: ## list every target and every recipe
 	@echo "Targets:"
@@ -76,57 +80,65 @@ $(STAMP): requirements.lock pyproject.toml
 	@echo "$(TORCH)" > $@
 
 test: $(STAMP) ## run every test, the recipes' smoke runs among them
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile $(TESTS) $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(TEST_PROCESSES) --dist loadfile $(TESTS) $(ARGS)
 
 lint: $(STAMP) ## check style and formatting of code and notebooks
-	$(RUN) -m ruff check .
-	$(RUN) -m ruff format --check .
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
 
 format: $(STAMP) ## put code and notebooks in the house format, fixing what can be fixed
-	$(RUN) -m ruff check --fix .
-	$(RUN) -m ruff format .
+	$(VENV_PYTHON) -m ruff check --fix .
+	$(VENV_PYTHON) -m ruff format .
 
 typecheck: $(STAMP) ## check the types of ttt_core and analysis, strictly
-	$(RUN) -m pyright
+	$(VENV_PYTHON) -m pyright
 
 check: lint typecheck test ## lint, typecheck and test
 
 findings: $(STAMP) ## judge every claim by the runs that count: FINDINGS.md, evidence/*.csv, the table in README.md
-	$(RUN) -m analysis findings $(ARGS)
+	$(VENV_PYTHON) -m analysis findings $(ARGS)
 
 verify-findings: $(STAMP) ## check that FINDINGS.md follows from experiments/claims.toml and evidence/*.csv (a test does it too)
-	$(RUN) -m analysis verify-findings $(ARGS)
+	$(VENV_PYTHON) -m analysis verify-findings $(ARGS)
 
 # Notebooks find the store as `python -m analysis` does, and the kernel is the environment's own.
 notebooks: $(STAMP) ## execute every notebook on the runs of the store, into runs/notebooks/*.html
-	$(RUN) -m nbconvert --execute --to html --embed-images --output-dir runs/notebooks notebooks/*.ipynb
+	$(VENV_PYTHON) -m nbconvert --execute --to html --embed-images --output-dir runs/notebooks notebooks/*.ipynb
 	@echo "wrote:"; ls runs/notebooks/*.html
 
 lab: $(STAMP) ## open the notebooks in JupyterLab (LAB_PORT=8888)
-	$(RUN) -m jupyterlab --port $(LAB_PORT) --notebook-dir notebooks $(ARGS)
+	$(VENV_PYTHON) -m jupyterlab --port $(LAB_PORT) --notebook-dir notebooks $(ARGS)
 
 report: $(STAMP) ## write runs/report.html: findings, figures, sound and runs in one page that needs no network
-	$(RUN) -m analysis report $(ARGS)
+	$(VENV_PYTHON) -m analysis report $(ARGS)
 
 lock: $(STAMP) ## pin the newest versions that pyproject.toml admits in requirements.lock
-	$(VENV)/bin/uv pip compile --quiet --upgrade --python-version 3.11 --extra moshi --extra pocket --extra listening --extra dev \
+	$(VENV)/bin/uv pip compile --quiet --upgrade --python-version 3.11 --extra moshi --extra pocket --extra listening --extra lora --extra dev \
 		--override requirements.overrides.txt --excludes requirements.excludes.txt --no-emit-package torch \
 		--no-header --no-annotate --output-file requirements.lock pyproject.toml
 	@git --no-pager diff --stat -- requirements.lock
 
 exp-%: $(STAMP) ## run one recipe, e.g. make exp-llama-omni-stage1
-	$(RUN) -m experiments $* $(RECIPE_OPTIONS)
+	$(VENV_PYTHON) -m experiments $* $(RECIPE_OPTIONS)
 
 data: $(STAMP) ## prepare own recordings for training: SOURCE=folder-or-manifest NAME=name (experiments/recordings/README.md)
-	OMP_NUM_THREADS=1 $(RUN) -m experiments.recordings "$(SOURCE)" "$(NAME)" $(if $(MIMI),--mimi "$(MIMI)") $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m experiments.recordings "$(SOURCE)" "$(NAME)" $(if $(MIMI),--mimi "$(MIMI)") $(ARGS)
 
 older-moshi: $(STAMP) ## fetch older releases of the moshi package, whose rings kv-wraparound then measures too
-	$(RUN) -m experiments.wraparound.mechanics.older_ring --fetch "$${TTT_DATA_CACHE:-data_cache}/older_moshi"
+	$(VENV_PYTHON) -m experiments.wraparound.mechanics.older_ring --fetch "$${TTT_DATA_CACHE:-data_cache}/older_moshi"
 
-recipes: $(STAMP) ## run every recipe, one after the other (SCALE=smoke: minutes; cpu: about three hours on 2 cores)
-	@begun=0; for recipe in $(RECIPES); do \
-		begun=$$((begun + 1)); echo; echo "== $$begun of $(words $(RECIPES)): $$recipe"; \
-		$(RUN) -m experiments $$recipe --scale $(SCALE) --seed $(SEED) || { code=$$?; \
+curriculum: $(STAMP) ## stages 1 to 4 of a backbone in a row, and one table (BACKBONE=llama-omni; ARGS="--from RUN" goes on from a stage 1)
+	$(VENV_PYTHON) -m experiments $(BACKBONE)-curriculum $(RECIPE_OPTIONS)
+
+validate: $(STAMP) ## measure a finished arm's run along 64k positions (RUN=its id), and write runs/checklist.html
+	@test -n "$(RUN)" || { echo "make validate: name an arm's run with RUN=..., its id as MLflow shows it" >&2; exit 2; }
+	$(VENV_PYTHON) -m experiments.validation "$(RUN)" $(ARGS)
+	$(VENV_PYTHON) -m analysis checklist "$(RUN)"
+
+recipes: $(STAMP) ## run every recipe but the stages behind the first, one after the other (SCALE=smoke: minutes; cpu: some three and a half hours on 2 cores)
+	@begun=0; for recipe in $(filter-out $(LATER_STAGES),$(RECIPES)); do \
+		begun=$$((begun + 1)); echo; echo "== $$begun of $(words $(filter-out $(LATER_STAGES),$(RECIPES))): $$recipe"; \
+		$(VENV_PYTHON) -m experiments $$recipe --scale $(SCALE) --seed $(SEED) || { code=$$?; \
 			echo "make recipes: $$recipe ended with code $$code; the recipes after it were not run" >&2; exit $$code; }; \
 	done
 
@@ -135,8 +147,8 @@ smoke: ## run every recipe at its smallest scale
 
 # Findings come after all runs: they change tracked files, and a run of a changed checkout does not count.
 reproduce: recipes ## all of it: every recipe, then findings, dashboard views, notebooks and the report (SCALE=smoke: minutes)
-	$(RUN) -m analysis findings
-	$(RUN) -m analysis dashboard --no-server --port $(PORT)
+	$(VENV_PYTHON) -m analysis findings
+	$(VENV_PYTHON) -m analysis dashboard --no-server --port $(PORT)
 	$(MAKE) notebooks report
 	@echo; echo "reproduced at scale $(SCALE): FINDINGS.md, runs/report.html, runs/notebooks/*.html; make dashboard opens the comparisons"
 
@@ -147,23 +159,23 @@ mlflow-ui: $(STAMP) ## look at the runs in a browser (MLFLOW_TRACKING_URI if set
 		--artifacts-destination "$(CURDIR)/runs/mlartifacts"
 
 dashboard: $(STAMP) ## MLflow with prepared comparison views: starts its server (PORT) and prints a link to each
-	$(RUN) -m analysis dashboard --port $(PORT) $(ARGS)
+	$(VENV_PYTHON) -m analysis dashboard --port $(PORT) $(ARGS)
 
 cards: $(STAMP) ## write docs/models.md, a card for each model, from backbones/published
-	$(RUN) -m analysis cards
+	$(VENV_PYTHON) -m analysis cards
 
 decide: $(STAMP) ## which backbone? asks four questions, answers from evidence and cards (or ARGS="--real-time yes ...")
-	$(RUN) -m analysis decide $(ARGS)
+	$(VENV_PYTHON) -m analysis decide $(ARGS)
 
 # RUNS: runs or folders of sound, "run run" or "ttt=folder window=folder"; none goes on with the test called NAME. NAME and HOST
 # count on the command line only: some shells and systems have variables of these names.
 of_command_line = $(if $(findstring command line,$(origin $1)),$2 "$($1)")
 listening-test: $(STAMP) ## people compare what runs said: RUNS="run run" [NAME=...] [HOST=0.0.0.0] [LISTENING_PORT=8300]
-	$(RUN) -m analysis listening-test $(RUNS) $(call of_command_line,NAME,--name) $(call of_command_line,HOST,--host) \
+	$(VENV_PYTHON) -m analysis listening-test $(RUNS) $(call of_command_line,NAME,--name) $(call of_command_line,HOST,--host) \
 		--port $(LISTENING_PORT) $(ARGS)
 
 listening-results: $(STAMP) ## what the raters of a listening test prefer; logs it once enough have finished [NAME=...]
-	$(RUN) -m analysis listening-results $(call of_command_line,NAME,--name) $(ARGS)
+	$(VENV_PYTHON) -m analysis listening-results $(call of_command_line,NAME,--name) $(ARGS)
 
 clean: ## remove caches and build leftovers; runs and prepared data stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

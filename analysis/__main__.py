@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from analysis import commands
 from analysis.cards.command import add_command as add_cards
+from analysis.checklist.command import add_command as add_checklist
 from analysis.dashboard.command import add_command as add_dashboard
 from analysis.decide.command import add_command as add_decide
 from analysis.listening.command import add_commands as add_listening
@@ -22,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_cards(subparsers)
     add_decide(subparsers)
     add_report(subparsers)
+    add_checklist(subparsers)
     add_dashboard(subparsers)
     add_listening(subparsers)
     parsed = parser.parse_args(arguments)

@@ -315,14 +315,40 @@ def _spoken(key: str, title: str, recipes: str = "") -> View:
     return View(key=key, title=title, recipes=(recipes or key,), sections=SPOKEN, columns=SPOKEN_COLUMNS)
 
 
+CURRICULUM_ABLATION = View(
+    key="curriculum-ablation",
+    title="Straight to 64k, or in stages",
+    recipes=("curriculum-ablation",),
+    sections=(
+        section(
+            "Which way diverges, and how well each predicts the longest conversations",
+            bars("curriculum/diverged", "curriculum/straight_minus_staged_*"),
+            LOSS_BY_POSITION,
+        ),
+        section("What is recalled, by distance", RECALL),
+        section("What the fast weights did", lines("ttt/*/W1_max", "ttt/*/inner_loss")),
+        TRAINING,
+        COSTS,
+    ),
+    columns=("curriculum/diverged", "validation/text_loss_nats_per_token", "recall/all_distances"),
+)
+
+BACKBONES = {
+    "llama-omni": "Llama-Omni", "moshi": "Moshi", "qwen-tts": "Qwen + TTS", "qwen-mimi": "Qwen + Mimi",
+}  # fmt: skip
+"""As their recipes are called, and as people call them."""
+
 VIEWS: tuple[View, ...] = (
-    _spoken("llama-omni-stage1", "Llama-Omni, stage 1"),
-    _spoken("moshi-stage1", "Moshi, stage 1"),
-    _spoken("qwen-tts-stage1", "Qwen + TTS, stage 1"),
-    _spoken("qwen-mimi-stage1", "Qwen + Mimi, stage 1"),
+    *(_spoken(f"{name}-stage1", f"{title}, stage 1") for name, title in BACKBONES.items()),
     _spoken("across-backbones", "Across backbones", recipes="*-stage[0-9]"),
-    _spoken("llama-omni-stages", "Llama-Omni, stage by stage", recipes="llama-omni-stage[0-9]"),
-    _spoken("moshi-stages", "Moshi, stage by stage", recipes="moshi-stage[0-9]"),
+    *(_spoken(f"{name}-stages", f"{title}, stage by stage", f"{name}-stage[0-9]") for name, title in BACKBONES.items()),
+    *(_spoken(f"{name}-curriculum", f"{title}, the curriculum") for name, title in BACKBONES.items()),
+    *(
+        _spoken(f"{name}-stage{stage}", f"{title}, stage {stage}")
+        for name, title in BACKBONES.items()
+        for stage in (2, 3, 4)
+    ),
+    CURRICULUM_ABLATION,
     KV_WRAPAROUND,
     BF16_DRIFT,
     ENDLESS_STREAM,

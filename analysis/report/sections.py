@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -53,6 +53,20 @@ _state_bytes = partial(
     xlabel="bytes",
 )  # fmt: skip
 
+BACKBONES = {
+    "llama-omni": "Llama-Omni", "moshi": "Moshi", "qwen-tts": "Qwen + TTS", "qwen-mimi": "Qwen + Mimi",
+}  # fmt: skip
+LENGTHS = {2: "16k", 3: "32k", 4: "64k"}
+
+
+def _curriculum(backbone: str, title: str) -> Iterator[Section]:
+    """Later stages of a backbone one by one, and all stages in a row."""
+    pictures = (_shown(by_bucket.loss_by_position), _shown(by_bucket.recall_by_distance))
+    for stage, length in LENGTHS.items():
+        yield Section(f"{backbone}-stage{stage}", f"{title}: what does training on {length} positions add?", pictures)
+    yield Section(f"{backbone}-curriculum", f"{title}: what does each stage of the curriculum give?", pictures)
+
+
 SECTIONS = (
     Section(
         "llama-omni-stage1", "Llama-Omni: does TTT remember what an equally large window forgets?",
@@ -69,6 +83,15 @@ SECTIONS = (
     Section(
         "qwen-mimi-stage1", "Qwen + Mimi: does TTT remember what an equally large window forgets?",
         (_shown(by_bucket.recall_by_distance), _shown(by_bucket.loss_by_position), _state_bytes()),
+    ),
+    *(section for backbone, title in BACKBONES.items() for section in _curriculum(backbone, title)),
+    Section(
+        "curriculum-ablation", "Is a curriculum needed, or does going straight to 64k positions do?",
+        (
+            _shown(by_bucket.loss_by_position),
+            _shown(by_bucket.recall_by_distance),
+            _shown(inner_weights.inner_weights, statistic="W1_max"),
+        ),
     ),
     Section(
         "gibberish", "Which of four suspects turns a long stream to gibberish?",

@@ -19,7 +19,7 @@ from experiments.harness.outcomes import Outcome, read_outcome
 from experiments.harness.stopping import DivergedRunError, InterruptedRunError, StopRequest
 from experiments.harness.study import ArmTask, ArmWork
 from experiments.harness.system_metrics import machine_watched
-from experiments.harness.tracking import RunIdentity, RunLogger, RunStatus
+from experiments.harness.tracking import FOLDER_TAG, RunIdentity, RunLogger, RunStatus
 
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.json"
@@ -74,6 +74,7 @@ def open_run(task: ArmTask, name: str, own: dict[str, Any], folder: Path) -> Run
     )
     logger = RunLogger.start(task.tracking_uri, task.experiment_id, identity, flattened(own))
     run_file.write_text(json.dumps({"run_id": logger.run_id}))
+    logger.set_tag(FOLDER_TAG, str(folder.resolve()))
     config_file = folder / CONFIG_FILE
     config_file.write_text(json.dumps(own, indent=1))
     logger.log_artifact(config_file)

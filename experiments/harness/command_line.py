@@ -52,6 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights", type=Path, metavar="PATH", help="folder of a pretrained checkpoint, for recipes that take one"
     )
+    parser.add_argument(
+        "--from", dest="start_run", metavar="RUN", help="the arm's run that a stage starts from (default: the newest)"
+    )
+    parser.add_argument(
+        "--start-limit", action="append", default=[], metavar="NAME=NUMBER", dest="start_limits",
+        help="how much the run that a stage starts from may have shown: largest_W1 (10), inner_loss_growth (3)",
+    )  # fmt: skip
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where this run's files go (default: under runs/)")
     parser.add_argument(
         "--skip-bad-audio", action="store_true", help="leave unreadable audio out and list it at the end"
@@ -84,5 +91,7 @@ def _run_options(options: argparse.Namespace, given: list[str]) -> RunOptions:
         weights=None if options.weights is None else options.weights.resolve(),
         skips_bad_audio=options.skip_bad_audio,
         is_adhoc=bool(options.assignments),
+        start_run=options.start_run,
+        start_limits=tuple(options.start_limits),
         command=shlex.join(["python", "-m", "experiments", *(part for part in given if part != "--resume")]),
     )

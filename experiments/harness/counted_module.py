@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +12,20 @@ import torch
 from lightning.pytorch import LightningModule
 
 from experiments.harness import metric_names as names
+from experiments.harness.parameter_groups import ALL_TTT, GroupedParameters, ParameterGroup, require_usable
 from experiments.harness.stopping import DivergedRunError
 from ttt_core import TTTLayer
+
+BETAS = (0.9, 0.95)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserPlan:
-    """AdamW with a linear warm-up and a cosine down to a fraction of the peak; TTT's parameters have their own rate."""
+    """AdamW with a linear warm-up and a cosine down to a fraction of the peak; TTT's parameters have their own rate.
+
+    groups: where any are given, they alone say what is trained, from which step on and at which rate, of what the
+        experiment lets be trained at all; `learning_rate` and `ttt_learning_rate` then have nothing to act on.
+    """
 
     learning_rate: float
     ttt_learning_rate: float
@@ -25,11 +33,13 @@ class OptimiserPlan:
     warmup_steps: int
     final_learning_rate_fraction: float = 0.1
     gradient_clip_norm: float = 1.0
+    groups: tuple[ParameterGroup, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "ttt_learning_rate", "gradient_clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{type(self).__name__}.{name} must be above 0, got {getattr(self, name)}")
+        require_usable(self.groups)
 
     def learning_rate_factor(self, step: int, total_steps: int) -> float:
         """Share of the peak learning rate at a step counted from 0."""
@@ -38,6 +48,13 @@ class OptimiserPlan:
         progress = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
         low = self.final_learning_rate_fraction
         return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    def thawing_factor(self, step: int, rows: Mapping[str, Any]) -> float:
+        """Share of the rate of an optimiser's rows: those that are thawed in mid-run warm up from there."""
+        from_step = rows.get("from_step", 0)
+        if not from_step:
+            return 1.0
+        return min(1.0, max(0, step - from_step + 1) / max(1, self.warmup_steps))
 
 
 class CountedModule(LightningModule):
@@ -58,6 +75,7 @@ class CountedModule(LightningModule):
         self.positions_timed = 0
         self.last_validation: dict[str, float] = {}
         self._has_warmed_up = False
+        self._grouped: GroupedParameters | None = None
 
     def backward_batch(self, batch: Any) -> dict[str, float]:
         """Adds the gradients of a batch's loss to the parameters; gives what there is to log of it."""
@@ -78,7 +96,9 @@ class CountedModule(LightningModule):
         assert not isinstance(optimizer, list)
         factor = self.optimiser_plan.learning_rate_factor(self.steps_done, self.total_steps)
         for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
+            group["lr"] = group["peak_lr"] * factor * self.optimiser_plan.thawing_factor(self.steps_done, group)
+        if self._grouped is not None:
+            self._grouped.thaw(self.steps_done)
         optimizer.zero_grad()
         losses = self.backward_batch(batch)
         norm = torch.nn.utils.clip_grad_norm_(self.trained_parameters(), self.optimiser_plan.gradient_clip_norm)
@@ -86,6 +106,8 @@ class CountedModule(LightningModule):
             names.TRAIN_GRADIENT_NORM: float(norm),
             names.TRAIN_LEARNING_RATE: self.optimiser_plan.learning_rate * factor,
         }
+        if self._grouped is not None:
+            logged |= self._grouped.learning_rates(optimizer.param_groups, self.steps_done)
         broken = [name for name, value in logged.items() if not math.isfinite(value)]
         if broken:
             raise DivergedRunError(f"{', '.join(broken)} became NaN or infinite in step {self.steps_done}")
@@ -108,6 +130,15 @@ class CountedModule(LightningModule):
     def trained_parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
+    def named_parts(self) -> dict[str, list[torch.nn.Module]]:
+        """Modules by the names that groups of parameters may hold."""
+        return {ALL_TTT: [module for module in self.modules() if isinstance(module, TTTLayer)]}
+
+    def group_parameters(self) -> None:
+        """Freezes what is in none of the plan's groups, where it has any. Done once."""
+        if self.optimiser_plan.groups and self._grouped is None:
+            self._grouped = GroupedParameters(self, self.optimiser_plan.groups, self.named_parts())
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over four groups: TTT's parameters and the others, each with and without weight decay.
 
@@ -116,8 +147,11 @@ class CountedModule(LightningModule):
         """
         plan = self.optimiser_plan
         layers = [module for module in self.modules() if isinstance(module, TTTLayer)]
-        own = {id(p) for layer in layers for p in layer.parameters()}
         inner = {id(p) for layer in layers for p in layer.inner_parameters()}
+        self.group_parameters()
+        if self._grouped is not None:
+            return torch.optim.AdamW(self._grouped.rows(plan.weight_decay, inner), betas=BETAS)
+        own = {id(p) for layer in layers for p in layer.parameters()}
         groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
         for parameter in self.trained_parameters():
             decays = parameter.dim() > 1 and id(parameter) not in inner
@@ -133,5 +167,5 @@ class CountedModule(LightningModule):
                 }
                 for (is_ttt, decays), parameters in groups.items()
             ],
-            betas=(0.9, 0.95),
+            betas=BETAS,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ TABLE_FILE = "table.txt"
 def run_experiment(config: Experiment, study: Study, options: RunOptions) -> int:
     """Runs the chosen arms, as many at once as there are cores, and prints what came out. Gives the exit code."""
     started = time.monotonic()
-    folder = _run_folder(config, options)
     uri = tracking.store_uri(options.runs_dir)
     tracking.prepare_store(uri)
+    config, options = study.begin(config, options)
+    folder = _run_folder(config, options)
     experiment_id = tracking.experiment_id_of(uri, config.recipe, options.runs_dir)
     prepare_processes(study)
     arms = with_starts(config, options.arms or config.arm_names)
@@ -90,7 +91,7 @@ def _tasks(
             config=config.with_seed(seed),
             arm=arm,
             folder=place(arm, seed),
-            start_folder=None if (start := starts[arm]) is None else place(start, seed),
+            start_folder=options.start_folder if (start := starts[arm]) is None else place(start, seed),
             tracking_uri=uri,
             experiment_id=experiment_id,
             parent_run_id=parent_run_id,
@@ -99,6 +100,7 @@ def _tasks(
             weights=options.weights,
             resumes=options.resumes,
             is_adhoc=options.is_adhoc,
+            start_limits=options.start_limits,
             threads=threads,
             line=line,
         )
@@ -181,6 +183,14 @@ def _run_folder(config: Experiment, options: RunOptions) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(json.dumps(plain, indent=1))
     return folder
+
+
+def latest_folder(config: Experiment, options: RunOptions, is_ours: Callable[[dict[str, Any]], bool]) -> Path | None:
+    """The folder that a resumed run may go on in: the one named, else the newest whose configuration is ours."""
+    family = options.runs_dir / config.recipe / f"{config.scale}-seed{config.seed}"
+    named = [options.run_dir / CONFIG_FILE] if options.run_dir is not None else sorted(family.glob(f"*/{CONFIG_FILE}"))
+    same = [path.parent for path in named if path.is_file() and is_ours(json.loads(path.read_text()))]
+    return same[-1] if same else None
 
 
 def _unused(folder: Path) -> Path:

@@ -62,6 +62,8 @@ class RunOptions:
     """Where and how an experiment runs: nothing here changes its result.
 
     command: the command line without --resume, for messages. is_adhoc: fields were changed by hand.
+    start_run, start_limits: of --from and --start-limit. start_folder: of the arm that was found, where a study starts
+    from an earlier run.
     """
 
     runs_dir: Path
@@ -73,6 +75,9 @@ class RunOptions:
     skips_bad_audio: bool
     is_adhoc: bool
     command: str
+    start_run: str | None = None
+    start_limits: tuple[str, ...] = ()
+    start_folder: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +85,7 @@ class ArmTask:
     """Everything an arm's process is told. The configuration is what it is; the rest is where and how.
 
     config: with the seed of this task. folder: this arm's own. start_folder: of the arm that this one starts from.
+    start_limits: what that one may have shown at most.
     data: what the study's `prepare` gave. data_sources: what is logged of it. threads: cores it may use. line: of the
     terminal that its progress bar takes.
     """
@@ -97,6 +103,7 @@ class ArmTask:
     weights: Path | None
     resumes: bool
     is_adhoc: bool
+    start_limits: tuple[str, ...] = ()
     threads: int
     line: int
 
@@ -150,10 +157,18 @@ def nothing_shared(_config: Any, _options: RunOptions) -> None:
     """For studies whose arms draw what they read."""
 
 
+def from_nothing(config: Any, options: RunOptions) -> tuple[Any, RunOptions]:
+    """For studies that start from no earlier run."""
+    if options.start_run is not None:
+        raise ValueError(f"{config.recipe} starts from no earlier run; leave out --from {options.start_run}")
+    return config, options
+
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """How experiments of one kind are done. The functions stand at the top of modules: processes find them by name.
 
+    begin: settles what the configuration takes from the store, the earlier run that it starts from.
     prepare: what all arms share, built once by the parent process. run_arm: all that one arm does, in a process of its
     own. report: what is made of the finished arms, given the folder for its files.
     data_sources: what is read, given the configuration and what `prepare` gave; logged with every run.
@@ -162,6 +177,7 @@ class Study:
 
     run_arm: Callable[[ArmWork], None]
     report: Callable[[Any, Path, str, Sequence[FinishedArm]], Report]
+    begin: Callable[[Any, RunOptions], tuple[Any, RunOptions]] = from_nothing
     prepare: Callable[[Any, RunOptions], Any] = nothing_shared
     data_sources: Callable[[Any, Any], tuple[DataSource, ...]] = no_data
     preloads: tuple[str, ...] = ()

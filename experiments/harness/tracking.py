@@ -23,6 +23,7 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 from lightning.pytorch.loggers import MLFlowLogger
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
+from mlflow.exceptions import MlflowException
 
 from experiments.harness.data_source import DataSource, log_data
 from experiments.harness.machine import hardware, software
@@ -31,6 +32,8 @@ FLUSH_AFTER_SECONDS = 10.0
 LONGEST_PARAMETER = 250
 MOST_PARAMETERS_PER_CALL = 100
 MOST_METRICS_PER_CALL = 1000
+FOLDER_TAG = "run_folder"
+"""Where an arm's files are: its checkpoints are too large for the store, and what goes on from it reads them there."""
 
 RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -189,18 +192,47 @@ class RunLogger(MLFlowLogger):
 
 @dataclass(frozen=True, kw_only=True)
 class LoggedRun:
-    """One run as the store has it: tags, and for every metric the value of its highest step."""
+    """One run as the store has it: tags, and for every metric the value of its highest step. start_ms: since 1970."""
 
     run_id: str
     status: str
+    start_ms: int
     tags: dict[str, str]
     metrics: dict[str, float]
 
 
 def read_run(uri: str, run_id: str) -> LoggedRun:
     """What was logged for a run, read back from the store."""
-    run: Run = MlflowClient(uri).get_run(run_id)
-    return LoggedRun(run_id=run_id, status=run.info.status, tags=dict(run.data.tags), metrics=dict(run.data.metrics))
+    return _logged(MlflowClient(uri).get_run(run_id))
+
+
+def find_run(uri: str, run_id: str) -> LoggedRun | None:
+    """The run of that id, or None where the store has none."""
+    try:
+        return read_run(uri, run_id)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def arms_of(uri: str, recipe: str, *, arm: str, scale: str, seed: int) -> list[LoggedRun]:
+    """Runs of one arm, of any status, newest first; none of a recipe that was never run."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(recipe)
+    if experiment is None:
+        return []
+    wanted = {"role": "arm", "arm": arm, "scale": scale, "seed": str(seed)}
+    query = " and ".join(f"tags.{name} = '{value}'" for name, value in wanted.items())
+    found = client.search_runs([experiment.experiment_id], query, order_by=["attributes.start_time DESC"])
+    return [_logged(run) for run in found]
+
+
+def _logged(run: Run) -> LoggedRun:
+    return LoggedRun(
+        run_id=run.info.run_id, status=run.info.status, start_ms=run.info.start_time or 0, tags=dict(run.data.tags),
+        metrics=dict(run.data.metrics),
+    )  # fmt: skip
 
 
 def read_history(uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:

@@ -135,15 +135,37 @@ class TrainingPlan(OptimiserPlan):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraPlan:
+    """Low-rank adapters (Hu et al. 2021), by peft, on layers whose own weights stay as they are.
+
+    modules: names of the linear maps that are adapted, in the layers below the arms' upper ones, whose own attention
+        is trained whole or replaced. rank: of what is added; scaled by alpha / rank.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+    def __post_init__(self) -> None:
+        require_positive(self, "rank", "alpha")
+        if not self.modules:
+            raise ValueError("LoraPlan.modules is empty; name the linear maps to adapt, such as q_proj, or set no lora")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecoderTraining(TrainingPlan):
     """What a language model of transformers adds.
 
     segment_positions: truncated backpropagation: a conversation is read in segments of that many positions, with the
         state carried and the gradient cut between them. None: one graph for the whole conversation.
+    lora: low-rank adapters on the layers below the arms' upper ones; they are trained where `groups` hold "lora_" or
+        "others", and whatever `trains` says of the weights that they adapt. None: none.
     """
 
     segment_positions: int | None = None
     gradient_checkpointing: bool = False
+    lora: LoraPlan | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,6 +209,7 @@ class SpokenExperiment:
 
     Every backbone has a child of this that adds its model's configuration, and narrows what it trains with.
     backbone: name of the folder beside this file, with hyphens.
+    start_run_id: run whose trained weights every arm begins with; None: random ones, or those of a checkpoint folder.
     """
 
     recipe: str
@@ -198,6 +221,7 @@ class SpokenExperiment:
     evaluation: EvaluationPlan
     arms: tuple[Arm, ...]
     weights_digest: str | None = None
+    start_run_id: str | None = None
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]

@@ -18,6 +18,7 @@ from backbones.mounting import MountedCache
 from experiments.data.packing import IGNORED_LABEL
 from experiments.spoken.batches import AskedFact
 from experiments.spoken.configuration import DecoderTraining, SpokenExperiment
+from experiments.spoken.lora import add_adapters
 from experiments.spoken.module import SpokenModule
 from ttt_core import TTTLayer
 
@@ -44,6 +45,12 @@ class DecoderModule(SpokenModule):
             llm.gradient_checkpointing_enable()
         if plan.inner_warmup_steps and any(isinstance(part, TTTLayer) for part in model.modules()):
             llm.model.register_forward_pre_hook(self._give_inner_step_size, with_kwargs=True)
+
+    def add_adapters(self, upper_layers: Sequence[int]) -> None:
+        """What the plan says of adapters, in the layers below the upper ones."""
+        if self.plan.lora is not None:
+            lower = [layer for layer in range(self.llm.config.num_hidden_layers) if layer not in upper_layers]
+            add_adapters(self.llm, self.plan.lora, lower)
 
     @property
     def llm(self) -> PreTrainedModel:
@@ -73,7 +80,9 @@ class DecoderModule(SpokenModule):
         targets = next_labels(labels)
         weights = self._token_weights(targets, batch)
         # Each segment's graph is freed when it was walked back; what all of them read is walked back once, at the end.
-        inputs = embeddings.detach().requires_grad_()
+        # Where nothing below is trained the lower layers have no graph at all. Checkpointed layers need one to hang on.
+        needs_gradient = embeddings.requires_grad or self.plan.gradient_checkpointing
+        inputs = embeddings.detach().requires_grad_(needs_gradient)
         cache: Cache | None = None
         text_total, speech_total = 0.0, 0.0
         for start, end in segments:
@@ -123,6 +132,23 @@ class DecoderModule(SpokenModule):
         return args, kwargs | {"ttt_base_lr": own * share}
 
     # Validation
+
+    def read_whole(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, C) of embeddings (B, T, C), read in the segments of the training, which changes memory alone."""
+        segments = list(self.segments(embeddings.shape[1]))
+        if self.forgets_every is not None:
+            starts = range(0, embeddings.shape[1], self.forgets_every)
+            pieces = [(embeddings[:, s : s + self.forgets_every], mask[:, s : s + self.forgets_every]) for s in starts]
+            return torch.cat([self.read(*piece, None, None, use_cache=False)[0] for piece in pieces], dim=1)
+        if len(segments) == 1:
+            return self.read(embeddings, mask, None, None, use_cache=False)[0]
+        cache: Cache | None = None
+        parts = []
+        for start, end in segments:
+            past_mask = mask[:, :start] if cache is not None else None
+            hidden, cache = self.read(embeddings[:, start:end], mask[:, start:end], cache, past_mask, use_cache=True)
+            parts.append(hidden)
+        return torch.cat(parts, dim=1)
 
     def score_text(self, hidden: Tensor, labels: Tensor, batch: LabelledBatch) -> None:
         """Adds what hidden (B, T, C) predict of labels (B, T) to the scores."""

@@ -40,7 +40,13 @@ class ReadFrames:
 
 
 class FrameModule(SpokenModule):
-    """Trains and measures one arm. A child reads batches, and gives the loss of the codes of chosen frames."""
+    """Trains and measures one arm. A child reads batches, and gives the loss of the codes of chosen frames.
+
+    blind_frames: first frames of every segment but the first that are read without all that their windows should hold:
+    nothing is learned from them.
+    """
+
+    blind_frames = 0
 
     def __init__(self, model: Any, config: SpokenExperiment, plan: FrameTraining, no_text_id: int) -> None:
         super().__init__(model, config, spoken_names.VALIDATION_AUDIO_LOSS)
@@ -49,6 +55,44 @@ class FrameModule(SpokenModule):
 
     def read(self, batch: FrameBatch, inner_step_size_share: float) -> ReadFrames:
         """The batch through the model, TTT with that share of its inner step size."""
+        raise NotImplementedError
+
+    def read_part(
+        self, batch: FrameBatch, start: int, end: int, carried: Any, inner_step_size_share: float
+    ) -> tuple[ReadFrames, Any]:
+        """Frames [start, end) alone, from what the part before left; and what this one leaves, cut from its graph.
+
+        carried: None at a conversation's beginning. Of the batch's frames, those of the result are counted from start.
+        """
+        raise NotImplementedError
+
+    @property
+    def codes_per_frame(self) -> int:
+        """Codes whose loss one frame adds."""
+        raise NotImplementedError
+
+    def read_whole(self, batch: FrameBatch) -> ReadFrames:
+        """For validation: the whole batch, read in the segments of the training to hold less at once."""
+        segments = self.segments(batch)
+        return self.read(batch, 1.0) if len(segments) == 1 else self.joined(batch, segments, carries=True)
+
+    def joined(self, batch: FrameBatch, segments: list[tuple[int, int]], *, carries: bool) -> ReadFrames:
+        """The segments one after the other; without what the one before left where nothing is carried."""
+        parts: list[ReadFrames] = []
+        carried: Any = None
+        for start, end in segments:
+            part, left = self.read_part(batch, start, end, carried, 1.0)
+            carried = left if carries else None
+            parts.append(part)
+        return ReadFrames(
+            hidden=torch.cat([part.hidden for part in parts], dim=1),
+            text_logits=torch.cat([part.text_logits for part in parts], dim=1),
+            text=torch.cat([part.text for part in parts], dim=1),
+            codes=self.whole_codes(batch),
+        )
+
+    def whole_codes(self, batch: FrameBatch) -> Tensor:
+        """`ReadFrames.codes` of the whole batch."""
         raise NotImplementedError
 
     def audio_loss_sum(self, read: ReadFrames, frames: Tensor) -> tuple[Tensor, int]:
@@ -62,6 +106,9 @@ class FrameModule(SpokenModule):
 
     def backward_batch(self, batch: FrameBatch) -> dict[str, float]:
         """Gradients of a batch's text loss and of the audio loss of frames drawn by seed and step."""
+        segments = self.segments(batch)
+        if len(segments) > 1:
+            return self._backward_segments(batch, segments)
         read = self.read(batch, self.inner_step_size_share())
         is_real = batch.is_real()
         logits, targets = read.text_logits[is_real], read.text[is_real]
@@ -78,6 +125,46 @@ class FrameModule(SpokenModule):
             names.TRAIN_LOSS: float(loss.detach()),
             names.TRAIN_TEXT_LOSS: float(parts.token_nats.mean()),
             spoken_names.TRAIN_AUDIO_LOSS: float(audio.detach()),
+        }
+
+    def segments(self, batch: FrameBatch, length: int | None = None) -> list[tuple[int, int]]:
+        """[start, end) of what is read with one graph, or of pieces of that length."""
+        frames = batch.codes.shape[2]
+        length = length or self.plan.segment_positions or frames
+        return [(start, min(start + length, frames)) for start in range(0, frames, length)]
+
+    def _backward_segments(self, batch: FrameBatch, segments: list[tuple[int, int]]) -> dict[str, float]:
+        """As a whole batch's gradients, those of one segment after the other, each graph freed before the next."""
+        is_real, drawn = batch.is_real(), self._drawn_frames(batch)
+        targets = batch.codes[:, 0]
+        weights = self._text_weights(targets, batch) * is_real
+        sees_all = torch.ones_like(is_real)
+        for start, _ in segments[1:]:
+            sees_all[:, start : start + self.blind_frames] = False
+        weights = weights * sees_all
+        drawn = drawn[sees_all.cpu()[drawn[:, 0], drawn[:, 1]]]
+        expected_codes = max(1, len(drawn) * self.codes_per_frame)
+        carried: Any = None
+        text_total, text_frames, loss_total, audio_total, codes = 0.0, 0, 0.0, 0.0, 0
+        for start, end in segments:
+            read, carried = self.read_part(batch, start, end, carried, self.inner_step_size_share())
+            learned = (is_real & sees_all)[:, start:end]
+            logits, own = read.text_logits[learned], read.text[learned]
+            losses = functional.cross_entropy(logits.float(), own, reduction="none")
+            loss = (losses * weights[:, start:end][learned]).sum() / weights.sum()
+            frames = drawn[(drawn[:, 1] >= start) & (drawn[:, 1] < end)] - torch.tensor([0, start])
+            audio, own_codes = self.audio_loss_sum(read, frames)
+            loss = loss + self.plan.speech_weight * audio / expected_codes
+            self.manual_backward(loss)
+            with torch.no_grad():
+                nats = text_parts(logits, own, self.no_text_id).token_nats
+            text_total, text_frames = text_total + float(nats.sum()), text_frames + len(nats)
+            loss_total, audio_total = loss_total + float(loss.detach()), audio_total + float(audio.detach())
+            codes += own_codes
+        return {
+            names.TRAIN_LOSS: loss_total,
+            names.TRAIN_TEXT_LOSS: text_total / max(1, text_frames),
+            spoken_names.TRAIN_AUDIO_LOSS: audio_total / max(1, codes),
         }
 
     def _text_weights(self, targets: Tensor, batch: FrameBatch) -> Tensor:
@@ -98,7 +185,10 @@ class FrameModule(SpokenModule):
     # Validation
 
     def validation_step(self, batch: FrameBatch, batch_index: int) -> None:
-        read = self.read(batch, 1.0)
+        if self.forgets_every is None:
+            read = self.read_whole(batch)
+        else:
+            read = self.joined(batch, self.segments(batch, self.forgets_every), carries=False)
         for sample, facts in enumerate(batch.asked_facts):
             length = int(batch.lengths[sample])
             logits, targets = read.text_logits[sample, :length], read.text[sample, :length]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from experiments.harness.counted_module import CountedModule
+from experiments.harness.parameter_groups import UPPER_MIXERS
 from experiments.spoken.configuration import SpokenExperiment
 from experiments.spoken.evaluation import ConversationScores
 
@@ -13,7 +16,13 @@ INNER_WARMUP_START = 0.1
 
 
 class SpokenModule(CountedModule):
-    """Trains and measures one arm. A child gives the losses, and fills `scores` in its validation steps."""
+    """Trains and measures one arm. A child gives the losses, and fills `scores` in its validation steps.
+
+    upper_mixers: what mixes positions in the upper layers: TTT, or the attention that it is compared with.
+    forgets_every: positions after which a validation starts anew with a fresh memory, as a control; None: never.
+    """
+
+    forgets_every: int | None = None
 
     def __init__(self, model: Any, config: SpokenExperiment, speech_loss: str | None) -> None:
         super().__init__(config.training, config.data.steps, config.evaluation.validate_every_steps)
@@ -25,6 +34,10 @@ class SpokenModule(CountedModule):
         self._chance_recall = config.data.spec.chance_recall
         self._speech_loss = speech_loss
         self.scores = self._new_scores()
+        self.upper_mixers: list[nn.Module] = []
+
+    def named_parts(self) -> dict[str, list[nn.Module]]:
+        return super().named_parts() | {UPPER_MIXERS: self.upper_mixers}
 
     def inner_step_size_share(self) -> float:
         """Share of the inner step size that the step to come is made with."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from experiments.data.spec import ConversationSpec
 from experiments.harness import metric_names as names
 from experiments.harness import tracking
 from experiments.harness.data_source import DataSource
@@ -34,9 +35,13 @@ def prepare_conversations(config: SpokenExperiment, options: RunOptions) -> Expe
 def conversations_read(config: SpokenExperiment, data: ExperimentData) -> tuple[DataSource, ...]:
     """Every set of conversations by the digest that also names it in the cache, where its files are checked."""
     sets = {dataset.spec.digest(): dataset.spec for dataset in (data.validation, *data.stages)}
-    return tuple(
-        DataSource(name=f"conversations-{spec.positions}", digest=digest, made_from=json.dumps(spec.as_dict()))
-        for digest, spec in sets.items()
+    return tuple(set_source(spec) for spec in sets.values())
+
+
+def set_source(spec: ConversationSpec) -> DataSource:
+    """One set of conversations as it is logged."""
+    return DataSource(
+        name=f"conversations-{spec.positions}", digest=spec.digest(), made_from=json.dumps(spec.as_dict())
     )
 
 
@@ -44,7 +49,10 @@ def run_spoken_arm(work: ArmWork) -> None:
     """Trains and measures one arm."""
     task = work.task
     config: SpokenExperiment = task.config
-    train_arm(config, config.arm(task.arm), task.data, work.logger, work.stop, task.folder, task.weights, task.line)
+    train_arm(
+        config, config.arm(task.arm), task.data, work.logger, work.stop, task.folder, task.weights, task.line,
+        task.start_folder,
+    )  # fmt: skip
 
 
 def report_spoken(config: SpokenExperiment, folder: Path, uri: str, finished: Sequence[FinishedArm]) -> Report:

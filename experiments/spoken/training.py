@@ -19,6 +19,7 @@ from experiments.spoken.configuration import Arm, SpokenExperiment
 from experiments.spoken.data_module import ConversationDataModule
 from experiments.spoken.module import SpokenModule
 from experiments.spoken.prepared_data import ExperimentData
+from experiments.spoken.starting import LAST_CHECKPOINT, start_from
 from ttt_core import TTTMonitor
 
 
@@ -31,8 +32,12 @@ def train_arm(
     folder: Path,
     weights: Path | None = None,
     progress_line: int = 0,
+    start_folder: Path | None = None,
+    label: str | None = None,
 ) -> SpokenModule:
     """Runs the arm to its end; continues from `folder`/checkpoints where something was saved.
+
+    start_folder: of the arm whose trained weights this one begins with. label: what messages call the arm.
 
     Raises:
         InterruptedRunError, DivergedRunError, CheckpointWriteError: see `harness.lightning_run.train`.
@@ -43,6 +48,9 @@ def train_arm(
     backbone = spoken_backbone(config.backbone)
     model = backbone.build_model(config, arm, weights)
     module = backbone.module(model, config, arm)
+    if start_folder is not None and not (folder / LAST_CHECKPOINT).exists():
+        start_from(module, start_folder)
+    module.group_parameters()
     own = config.of_arm(arm.name)
     loader = backbone.loader(model, config)
     memory = backbone.memory_of(config, arm)
@@ -56,7 +64,7 @@ def train_arm(
     at_the_end = memory_metrics(memory, loader.longest(data.validation))
     logger.log_metrics(at_the_end | {names.TRAINED_PARAMETERS: trained}, step=0)
     run = TrainingRun(
-        label=arm.name,
+        label=label or arm.name,
         checkpoints=CheckpointFolder(folder / "checkpoints", fingerprint(own), flattened(own)),
         logger=logger,
         stop=stop,

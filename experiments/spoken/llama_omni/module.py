@@ -32,6 +32,8 @@ class LlamaOmniModule(DecoderModule):
     def __init__(self, model: LlamaOmni, config: LlamaOmniExperiment, arm: Arm) -> None:
         super().__init__(model, model.llm, config, config.training, names.VALIDATION_CTC_LOSS)
         choose_trained(model, self.plan.trains, arm.upper_layers)
+        self.upper_mixers = [model.llm.model.layers[layer].self_attn for layer in arm.upper_layers]
+        self.add_adapters(arm.upper_layers)
         self._turns: DrawnTurns = []  # of the running step
 
     @property
@@ -96,7 +98,7 @@ class LlamaOmniModule(DecoderModule):
     def validation_step(self, batch: LlamaOmniBatch, batch_index: int) -> None:
         spliced = self.model.splice(batch.input_ids, batch.speech, batch.labels, attention_mask=batch.attention_mask)
         assert spliced.labels is not None
-        hidden, _ = self.model.read(spliced.inputs_embeds, spliced.attention_mask)
+        hidden = self.read_whole(spliced.inputs_embeds, spliced.attention_mask)
         self.score_text(hidden, spliced.labels, batch)
         turns = [
             (sample, turn)

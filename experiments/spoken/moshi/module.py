@@ -7,18 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from moshi.models.lm import LMModel
 from torch import Tensor
 from torch.nn import functional
 
-from backbones.moshi import delayed_sequence, set_inner_step_size, ttt_layers
+from backbones.moshi import (
+    attention_layers,
+    delayed_sequence,
+    lm_forward_with_states,
+    set_inner_step_size,
+    ttt_layers,
+)
 from experiments.data.framing import UNITS_PER_FRAME
 from experiments.spoken.configuration import Arm, Trained
 from experiments.spoken.frame_batches import FrameBatch
 from experiments.spoken.frame_module import FrameModule, ReadFrames
 from experiments.spoken.moshi.configuration import MoshiExperiment
+from experiments.spoken.moshi.model import able_to_stream
+from ttt_core import TTTState
 
 DEPTH_PARTS = ("depformer", "depformer_in", "depformer_emb", "depformer_text_emb", "depformer_norms", "linears")
+STREAMED_FRAMES = 256
+"""Frames that a validation in segments streams in one call: its attention is that many rows by the ring's columns."""
 
 
 class MoshiModule(FrameModule):
@@ -29,6 +40,8 @@ class MoshiModule(FrameModule):
     def __init__(self, model: LMModel, config: MoshiExperiment, arm: Arm) -> None:
         super().__init__(model, config, config.training, model.text_padding_token_id)
         choose_trained(model, self.plan.trains, arm.upper_layers)
+        self.upper_mixers = [model.transformer.layers[layer].self_attn for layer in arm.upper_layers]
+        self._set_blind_frames()
 
     def read(self, batch: FrameBatch, inner_step_size_share: float) -> ReadFrames:
         """The streams as the model reads them, (B, K, T + 1): delayed, behind the initial tokens."""
@@ -36,6 +49,62 @@ class MoshiModule(FrameModule):
         sequence = delayed_sequence(self.model, batch.codes)
         hidden, text_logits = self.model.forward_text(sequence[:, :, :-1])
         return ReadFrames(hidden=hidden, text_logits=text_logits[:, 0], text=sequence[:, 0, 1:], codes=sequence)
+
+    def _set_blind_frames(self) -> None:
+        """What a segment's attention cannot see is what lies before it: TTT's state alone is carried."""
+        segment = self.plan.segment_positions
+        if segment is None:
+            return
+        contexts = {layer: attention.context for layer, attention in attention_layers(self.model).items()}
+        unbounded = [layer for layer, context in contexts.items() if context is None]
+        if unbounded or not ttt_layers(self.model):
+            raise ValueError(
+                "segment_positions carries TTT's state from segment to segment, and attention starts anew with each: "
+                f"the arm needs TTT layers, and windows in all others; layers without one: {unbounded or 'none'}"
+            )
+        self.blind_frames = max(context or 0 for context in contexts.values())
+        if segment <= self.blind_frames:
+            raise ValueError(
+                f"segment_positions is {segment}, and the first {self.blind_frames} frames of a segment see less than "
+                "their window and are not learned from; give segments several times as long"
+            )
+
+    def read_part(
+        self, batch: FrameBatch, start: int, end: int, carried: dict[int, TTTState] | None, inner_step_size_share: float
+    ) -> tuple[ReadFrames, dict[int, TTTState]]:
+        """TTT's states are carried; attention starts anew."""
+        self._set_inner_step_size(inner_step_size_share)
+        sequence = delayed_sequence(self.model, batch.codes)[:, :, start : end + 1]
+        hidden, text_logits, states = lm_forward_with_states(self.model, sequence[:, :, :-1], carried)
+        read = ReadFrames(hidden=hidden, text_logits=text_logits[:, 0], text=sequence[:, 0, 1:], codes=sequence)
+        return read, {layer: state.detach() for layer, state in states.items()}
+
+    def read_whole(self, batch: FrameBatch) -> ReadFrames:
+        """Streamed where it is read in segments, as the model is used: rings hold what lies before a segment."""
+        segments = self.segments(batch)
+        if len(segments) == 1:
+            return self.read(batch, 1.0)
+        self._set_inner_step_size(1.0)
+        sequence = self.whole_codes(batch)
+        rows, frames = batch.codes.shape[0], batch.codes.shape[2]
+        hidden, logits = [], []
+        with able_to_stream(self.model, frames, STREAMED_FRAMES), self.model.streaming(rows):
+            for start in range(0, frames, STREAMED_FRAMES):
+                end = min(start + STREAMED_FRAMES, frames)
+                part, text_logits = self.model.forward_text(sequence[:, :, start:end])
+                hidden.append(part)
+                logits.append(text_logits[:, 0])
+        return ReadFrames(
+            hidden=torch.cat(hidden, dim=1), text_logits=torch.cat(logits, dim=1), text=sequence[:, 0, 1:],
+            codes=sequence,
+        )  # fmt: skip
+
+    def whole_codes(self, batch: FrameBatch) -> Tensor:
+        return delayed_sequence(self.model, batch.codes)
+
+    @property
+    def codes_per_frame(self) -> int:
+        return UNITS_PER_FRAME
 
     def _set_inner_step_size(self, share: float) -> None:
         """During the inner warm-up, a smaller inner step size than the layers' own."""

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 from torch.nn import functional
+from transformers.cache_utils import Cache
 
 from backbones.qwen_mimi import QwenMimi
 from experiments.spoken.configuration import Arm, Trained
+from experiments.spoken.decoder_module import detach_cache
 from experiments.spoken.frame_batches import FrameBatch
 from experiments.spoken.frame_module import FrameModule, ReadFrames
 from experiments.spoken.qwen_mimi.configuration import QwenMimiExperiment
@@ -26,6 +28,7 @@ class QwenMimiModule(FrameModule):
     def __init__(self, model: QwenMimi, config: QwenMimiExperiment, arm: Arm) -> None:
         super().__init__(model, config, config.training, model.config.no_text_id)
         choose_trained(model, config.training.trains, arm.upper_layers)
+        self.upper_mixers = [model.decoder.layers[layer].self_attn for layer in arm.upper_layers]
         if config.training.gradient_checkpointing:
             model.decoder.gradient_checkpointing_enable()
 
@@ -35,6 +38,28 @@ class QwenMimiModule(FrameModule):
         frames = self.model.frames_before(text, said, heard)
         hidden, _ = self.model.read(*frames, ttt_base_lr=self._inner_step_size(inner_step_size_share))
         return ReadFrames(hidden=hidden, text_logits=self.model.text_logits(hidden), text=text, codes=batch.codes)
+
+    def read_part(
+        self, batch: FrameBatch, start: int, end: int, carried: Cache | None, inner_step_size_share: float
+    ) -> tuple[ReadFrames, Cache | None]:
+        text, said, heard = streams_of(batch.codes, self.model.config.codebooks)
+        frames = [stream[..., start:end] for stream in self.model.frames_before(text, said, heard)]
+        hidden, cache = self.model.read(
+            *frames, past_key_values=carried, use_cache=True, ttt_base_lr=self._inner_step_size(inner_step_size_share)
+        )
+        detach_cache(cache)
+        read = ReadFrames(
+            hidden=hidden, text_logits=self.model.text_logits(hidden), text=text[:, start:end],
+            codes=batch.codes[:, :, start:end],
+        )  # fmt: skip
+        return read, cache
+
+    def whole_codes(self, batch: FrameBatch) -> Tensor:
+        return batch.codes
+
+    @property
+    def codes_per_frame(self) -> int:
+        return self.model.config.codebooks
 
     def _inner_step_size(self, share: float) -> float | None:
         """During the inner warm-up, a smaller inner step size than the layers' own."""

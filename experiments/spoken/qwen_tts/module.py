@@ -22,6 +22,8 @@ class QwenModule(DecoderModule):
         super().__init__(model, model, config, config.training, speech_loss=None)
         if self.plan.trains == "upper_mixers_and_speech":
             train_upper_mixers_alone(model, arm.upper_layers)
+        self.upper_mixers = [model.model.layers[layer].self_attn for layer in arm.upper_layers]
+        self.add_adapters(arm.upper_layers)
 
     @property
     def llm(self) -> PreTrainedModel:
@@ -47,5 +49,6 @@ class QwenModule(DecoderModule):
         return {names.TRAIN_LOSS: loss, names.TRAIN_TEXT_LOSS: loss}
 
     def validation_step(self, batch: TranscriptBatch, batch_index: int) -> None:
-        hidden = self.model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        embeddings = self.model.get_input_embeddings()(batch.input_ids)
+        hidden = self.read_whole(embeddings, batch.attention_mask)
         self.score_text(hidden, batch.labels, batch)

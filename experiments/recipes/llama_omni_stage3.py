@@ -1,0 +1,13 @@
+"""Llama-Omni, stage 3 of the curriculum: 32,768 positions, from where stage 2 ended."""
+
+from __future__ import annotations
+
+from experiments.curriculum.stages import later_stage
+from experiments.harness.study import Scale
+from experiments.spoken.llama_omni.configuration import LlamaOmniExperiment
+from experiments.spoken.llama_omni.stage1 import first_stage
+
+
+def llama_omni_stage3(*, scale: Scale, seed: int) -> LlamaOmniExperiment:
+    first = first_stage(recipe="llama-omni-stage1", scale=scale, seed=seed)
+    return later_stage(first, stage=3, recipe="llama-omni-stage3")

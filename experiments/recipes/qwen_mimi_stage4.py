@@ -1,0 +1,13 @@
+"""Qwen + Mimi, stage 4 of the curriculum: 65,536 frames, from where stage 3 ended."""
+
+from __future__ import annotations
+
+from experiments.curriculum.stages import later_stage
+from experiments.harness.study import Scale
+from experiments.spoken.qwen_mimi.configuration import QwenMimiExperiment
+from experiments.spoken.qwen_mimi.stage1 import first_stage
+
+
+def qwen_mimi_stage4(*, scale: Scale, seed: int) -> QwenMimiExperiment:
+    first = first_stage(recipe="qwen-mimi-stage1", scale=scale, seed=seed)
+    return later_stage(first, stage=4, recipe="qwen-mimi-stage4")

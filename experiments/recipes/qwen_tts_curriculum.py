@@ -1,0 +1,12 @@
+"""Qwen + TTS, the whole curriculum: stages of 8k, 16k, 32k and 64k positions in a row, and one table of them all."""
+
+from __future__ import annotations
+
+from experiments.curriculum.chain import ChainExperiment
+from experiments.curriculum.curriculum import stages_in_a_row
+from experiments.harness.study import Scale
+from experiments.spoken.qwen_tts.stage1 import first_stage
+
+
+def qwen_tts_curriculum(*, scale: Scale, seed: int) -> ChainExperiment:
+    return stages_in_a_row("qwen-tts-curriculum", first_stage(recipe="qwen-tts-stage1", scale=scale, seed=seed))

@@ -1,0 +1,13 @@
+"""Qwen + TTS, stage 4 of the curriculum: 65,536 positions, from where stage 3 ended."""
+
+from __future__ import annotations
+
+from experiments.curriculum.stages import later_stage
+from experiments.harness.study import Scale
+from experiments.spoken.qwen_tts.configuration import QwenExperiment
+from experiments.spoken.qwen_tts.stage1 import first_stage
+
+
+def qwen_tts_stage4(*, scale: Scale, seed: int) -> QwenExperiment:
+    first = first_stage(recipe="qwen-tts-stage1", scale=scale, seed=seed)
+    return later_stage(first, stage=4, recipe="qwen-tts-stage4")
