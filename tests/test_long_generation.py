@@ -21,7 +21,7 @@ from experiments.data.dataset import ConversationSet
 from experiments.data.synthetic import build_conversations
 from experiments.harness.stopping import InterruptedRunError
 from experiments.harness.study import SCALES
-from experiments.long_generation.configuration import LongGenerationExperiment
+from experiments.long_generation.configuration import LongGenerationExperiment, SymbolWindows
 from experiments.long_generation.measures import (
     MEASURES,
     alarm_within,
@@ -31,10 +31,12 @@ from experiments.long_generation.measures import (
     median_until_alarm,
 )
 from experiments.long_generation.quality import StreamQuality
+from experiments.long_generation.real_speech import RealSpeech, sounding_by_minute
 from experiments.long_generation.report import minutes
 from experiments.long_generation.speaking import Piece, is_spoken, read_stream, speak_group
-from experiments.quality.detector import Alarm
+from experiments.quality.detector import Alarm, GibberishDetector
 from experiments.quality.real_streams import every_turn
+from experiments.quality.windows import SymbolBlock
 from experiments.recipes import RECIPES
 from experiments.spoken.backbone import spoken_backbone
 from experiments.spoken.llama_omni.speaking import spread_units
@@ -167,6 +169,8 @@ def test_costs_by_hand() -> None:
     flat = cost_of([piece(end) for end in ends])
     assert (flat.real_time_factor, flat.last_over_first_quarter) == (pytest.approx(0.2), pytest.approx(1.0))
     assert flat.held_bytes_per_minute == pytest.approx(0) and flat.positions_per_second == pytest.approx(12.5)
+    warming = cost_of([piece(10.0, compute_s=50.0), *(piece(end) for end in ends[1:])])
+    assert warming.real_time_factor == pytest.approx(0.2) and warming.last_over_first_quarter == pytest.approx(1.0)
     grows = cost_of([piece(end, held_bytes=round(100 * end), compute_s=end / 50) for end in ends])
     assert grows.held_bytes_per_minute == pytest.approx(6000) and grows.last_over_first_quarter > 3
     late = cost_of([piece(10.0, first_audio_ms=None), piece(20.0, first_audio_ms=50.0), piece(30.0)])
@@ -194,6 +198,25 @@ def test_the_median_until_an_alarm_counts_streams_that_end_without_one() -> None
     assert median_until_alarm([quality(600.0, 100.0), quality(600.0), quality(600.0)]) == math.inf
 
 
+def test_a_minute_more_silent_than_any_real_one_raises_an_alarm() -> None:
+    seconds = np.arange(0, 300, 0.5)
+    symbols = np.where((seconds >= 120) & (seconds < 240), 7, 1)
+    stream = SymbolBlock(symbols=symbols, seconds=seconds, end_s=300.0)
+    assert sounding_by_minute(stream, 7).tolist() == [120, 120, 0, 0, 120]
+    assert sounding_by_minute(stream, None).tolist() == [120] * 5
+    assert not len(sounding_by_minute(SymbolBlock(symbols=symbols[:9], seconds=seconds[:9], end_s=59.0), 7))
+    real = RealSpeech(
+        windows=SymbolWindows(window_s=5.0, ngram_order=1, remembered_symbols=0), model=None, silence=7,
+        detector=GibberishDetector(
+            window_s=5.0, windows_to_raise=2, threshold=1.0, false_alarms_per_hour=1.0, calibrated_hours=1.0, limits={}
+        ),
+        least_sounding=1, control_alarms=(), control_hours=1.0,
+    )  # fmt: skip
+    [alarm] = real.alarms([], stream)
+    assert (alarm.onset_s, alarm.raised_s, alarm.measure) == (120.0, 180.0, "sounding_symbols_per_minute")
+    assert not dataclasses.replace(real, least_sounding=0).alarms([], stream)
+
+
 def test_only_streams_that_are_long_enough_are_asked_whether_they_last() -> None:
     share = alarm_within([quality(3600.0), quality(3600.0, 100.0), quality(600.0, 5.0), quality(7200.0, 4000.0)], 3600)
     assert (share.count, share.seeds) == (1, 3)
@@ -205,6 +228,7 @@ def test_what_changes_along_a_stream_is_late_minus_early() -> None:
     change = found.late_minus_early["cross_entropy_nats"]
     assert change.mean == pytest.approx(1.5) and change.low < 0 < change.high
     assert math.isnan(found.late_minus_early["loudness_dbfs"].mean)
+    assert found.late_minus_early["loudness_dbfs"].seeds == 0 and change.seeds == 2
     assert found.metrics()["late_minus_early/cross_entropy_nats"] == pytest.approx(1.5)
     assert "late_minus_early/loudness_dbfs" not in found.metrics()
 

@@ -71,9 +71,11 @@ def _speak(
         group = [folders[number] for number in numbers]
         if all(map(is_spoken, group)):
             continue
-        seed = experiment.seed * 10_007 + numbers[0]
+        # An arm of its own hears and draws what no other arm of its model does: its streams count beside theirs.
+        seed = experiment.seed * 10_007 + 101 * arm.first_conversation + numbers[0]
+        indices = [arm.first_conversation + number * arm.conversations_apart for number in numbers]
         label = f"{arm.name}, stream {numbers[0] + 1}" + (f"-{numbers[-1] + 1}" if len(numbers) > 1 else "")
-        speak_group(speaker, numbers, group, seed, arm.stream_s, work.stop, label, work.task.line)
+        speak_group(speaker, indices, group, seed, arm.stream_s, work.stop, label, work.task.line)
 
 
 def _groups(streams: int, most_rows: int | None) -> Iterator[list[int]]:

@@ -18,6 +18,8 @@ class SpeakingArm:
 
     streams: conversations, the first alone (it is what is timed), the others together where the backbone can. stream_s:
     seconds of conversation that each lasts. bucket_s: of the curves along them.
+    first_conversation, conversations_apart: where in the data's conversations the first stream begins to hear, and how
+        far from it the next one does; arms of one backbone that are compared in pairs begin alike.
     """
 
     name: str
@@ -26,6 +28,8 @@ class SpeakingArm:
     streams: int
     stream_s: float
     bucket_s: float
+    first_conversation: int = 0
+    conversations_apart: int = 1
 
     def __post_init__(self) -> None:
         if self.streams < 1 or not 0 < self.bucket_s <= self.stream_s:

@@ -50,12 +50,13 @@ class Cost:
 def cost_of(pieces: Sequence[Piece]) -> Cost:
     """Of a stream's pieces in order. Latency is the median over the pieces that have a sound."""
     whole_s = pieces[-1].end_s
+    warm = pieces[1:] if len(pieces) > 2 else pieces  # the first call of everything takes several times its time
     latencies = [piece.first_audio_ms for piece in pieces if piece.first_audio_ms is not None]
     late = [piece for piece in pieces if piece.end_s >= whole_s / 2]
     minutes = np.array([piece.end_s for piece in late]) / SECONDS_PER_MINUTE
-    first = _factor(pieces, 0, whole_s * EARLY_SHARE)
+    first = _factor(warm, 0, whole_s * EARLY_SHARE)
     return Cost(
-        real_time_factor=_factor(pieces, 0, whole_s),
+        real_time_factor=_factor(warm, 0, whole_s),
         last_over_first_quarter=_factor(pieces, whole_s * (1 - LATE_SHARE), whole_s) / first,
         first_audio_ms=float(np.median(latencies)) if latencies else math.nan,
         held_bytes=float(pieces[-1].held_bytes),
@@ -101,13 +102,7 @@ def judged(streams: Sequence[StreamQuality]) -> Judged:
     """What the streams of an arm have come to."""
     hours = sum(stream.duration_s for stream in streams) / SECONDS_PER_HOUR
     changes = {
-        measure: estimate(
-            [
-                stream.mean(measure, stream.duration_s * (1 - LATE_SHARE), stream.duration_s)
-                - stream.mean(measure, 0, stream.duration_s * EARLY_SHARE)
-                for stream in streams
-            ]
-        )
+        measure: estimate([change for stream in streams if math.isfinite(change := _late_minus_early(stream, measure))])
         for measure in MEASURES
     }
     return Judged(
@@ -116,6 +111,12 @@ def judged(streams: Sequence[StreamQuality]) -> Judged:
         first_alarm_median_s=median_until_alarm(streams),
         late_minus_early=changes,
     )
+
+
+def _late_minus_early(stream: StreamQuality, measure: str) -> float:
+    """NaN where a quarter is too silent to be told of; the estimate then says of how many streams it is."""
+    late = stream.mean(measure, stream.duration_s * (1 - LATE_SHARE), stream.duration_s)
+    return late - stream.mean(measure, 0, stream.duration_s * EARLY_SHARE)
 
 
 def alarm_within(streams: Sequence[StreamQuality], within_s: float) -> ShareOfSeeds:

@@ -56,11 +56,13 @@ def judge_stream(stream: StreamOnDisk, real: RealSpeech, sound_window_s: float) 
             stream_audio(stream.audio, READ_SOUND_S), sample_rate_hz=SPEECH_SAMPLE_RATE_HZ, window_s=sound_window_s
         )
     )
-    alarms = tuple(dict.fromkeys(each.alarm for each in watched if each.alarm is not None))
+    alarms = real.alarms(windows, stream.symbols)
     _write_windows(stream.folder / WINDOWS_FILE, SYMBOL_MEASURES, windows, watched)
     _write_windows(stream.folder / SOUND_FILE, SOUND_MEASURES, sound, None)
     content = {"duration_s": stream.duration_s, "alarms": [dataclasses.asdict(alarm) for alarm in alarms]}
-    (stream.folder / QUALITY_FILE).write_text(json.dumps(content, indent=1))
+    whole = stream.folder / f"{QUALITY_FILE}.new"  # a kill in the middle leaves none, and the stream is judged again
+    whole.write_text(json.dumps(content, indent=1))
+    whole.replace(stream.folder / QUALITY_FILE)
     return read_quality(stream.folder)
 
 

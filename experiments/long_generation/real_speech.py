@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from experiments.data.dataset import ConversationSet
+from experiments.data.framing import silence_unit
 from experiments.long_generation.configuration import LongGenerationExperiment, SymbolWindows
 from experiments.quality.detector import SECONDS_PER_HOUR, Alarm, GibberishDetector
 from experiments.quality.ngram import NgramModel
@@ -20,15 +23,21 @@ from experiments.quality.windows import SymbolBlock
 from experiments.spoken.backbone import SpokenBackbone
 
 SUMMARY_FILE = "real_speech.json"
+MINUTE_S = 60.0
+SILENT = "sounding_symbols_per_minute"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RealSpeech:
-    """windows: how these symbols are measured. control_alarms, control_hours: of real speech not calibrated on."""
+    """windows: how these symbols are measured. silence: the symbol of it; None where silence has none (text).
+    least_sounding: symbols that sound in the most silent minute of all that was calibrated on. control_alarms,
+    control_hours: of real speech not calibrated on."""
 
     windows: SymbolWindows
     model: NgramModel
     detector: GibberishDetector
+    silence: int | None
+    least_sounding: int
     control_alarms: tuple[Alarm, ...]
     control_hours: float
 
@@ -40,6 +49,11 @@ class RealSpeech:
             model=self.model,
             remembered_symbols=self.windows.remembered_symbols,
         )
+
+    def alarms(self, windows: Sequence[SymbolWindow], stream: SymbolBlock) -> tuple[Alarm, ...]:
+        """Every alarm of a stream by its onset: of gibberish, and of minutes more silent than real speech ever was."""
+        silent = _silent_minutes(sounding_by_minute(stream, self.silence), self.least_sounding)
+        return tuple(sorted((*self.detector.alarms(windows), *silent), key=lambda alarm: alarm.onset_s))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,27 +100,46 @@ def learn_real_speech(
     known = [block.symbols for block in stretch.take(experiment.model_hours, known_alone=True)]
     model = NgramModel.fit(known, vocabulary, windows.ngram_order)
 
-    def measured(hours: float) -> list[SymbolWindow]:
-        joined = _joined(stretch.take(hours, known_alone=False))
-        return list(
-            measure_symbols(
-                joined, window_s=windows.window_s, model=model, remembered_symbols=windows.remembered_symbols
-            )
+    def measured(hours: float) -> tuple[list[SymbolWindow], SymbolBlock]:
+        joined = joined_blocks(stretch.take(hours, known_alone=False))
+        found = measure_symbols(
+            [joined], window_s=windows.window_s, model=model, remembered_symbols=windows.remembered_symbols
         )
+        return list(found), joined
 
+    calibrated, its_symbols = measured(experiment.calibration_hours)
     detector = GibberishDetector.calibrate(
-        [measured(experiment.calibration_hours)],
+        [calibrated],
         false_alarms_per_hour=experiment.false_alarms_per_hour,
         windows_to_raise=experiment.windows_to_raise,
     )
-    control = measured(experiment.control_hours)
-    return RealSpeech(
+    silence = silence_unit(dataset.codebook) if backbone.said == "units" else None
+    real = RealSpeech(
         windows=windows,
         model=model,
         detector=detector,
-        control_alarms=tuple(detector.alarms(control)),
-        control_hours=len(control) * windows.window_s / SECONDS_PER_HOUR,
+        silence=silence,
+        least_sounding=int(sounding_by_minute(its_symbols, silence).min()),
+        control_alarms=(),
+        control_hours=0.0,
     )
+    control, its_symbols = measured(experiment.control_hours)
+    hours = len(control) * windows.window_s / SECONDS_PER_HOUR
+    return replace(real, control_alarms=real.alarms(control, its_symbols), control_hours=hours)
+
+
+def sounding_by_minute(stream: SymbolBlock, silence: int | None) -> NDArray[np.int64]:
+    """(whole minutes,) how many symbols other than silence stand in each."""
+    sounding = stream.seconds if silence is None else stream.seconds[stream.symbols != silence]
+    minutes = int((stream.end_s + 1e-9) // MINUTE_S)
+    return np.histogram(sounding, bins=np.arange(minutes + 1) * MINUTE_S)[0] if minutes else np.zeros(0, np.int64)
+
+
+def _silent_minutes(sounding: NDArray[np.int64], least: int) -> Iterator[Alarm]:
+    """An alarm for every stretch of minutes in which fewer symbols sound than in any real one."""
+    is_silent = np.concatenate([[False], sounding < least])
+    for minute in np.flatnonzero(is_silent[1:] & ~is_silent[:-1]):
+        yield Alarm(onset_s=minute * MINUTE_S, raised_s=(minute + 1) * MINUTE_S, measure=SILENT)
 
 
 class _Stretches:
@@ -135,9 +168,11 @@ class _Stretches:
                 yield block
 
 
-def _joined(blocks: Iterator[SymbolBlock]) -> Iterator[SymbolBlock]:
+def joined_blocks(blocks: Iterator[SymbolBlock]) -> SymbolBlock:
     """Conversations one behind the other as one stream."""
-    start_s = 0.0
+    symbols, seconds, end_s = [np.zeros(0, np.int64)], [np.zeros(0)], 0.0
     for block in blocks:
-        yield SymbolBlock(symbols=block.symbols, seconds=block.seconds + start_s, end_s=block.end_s + start_s)
-        start_s += block.end_s
+        symbols.append(block.symbols)
+        seconds.append(block.seconds + end_s)
+        end_s += block.end_s
+    return SymbolBlock(symbols=np.concatenate(symbols), seconds=np.concatenate(seconds), end_s=end_s)

@@ -41,12 +41,12 @@ def sentence(found: ArmFindings) -> str:
     share, cost = found.judged.with_alarm, found.cost
     streams = f"{share.seeds} stream{'s' if share.seeds > 1 else ''} of {minutes(found.arm.stream_s)}"
     if not share.count:
-        raised = "none raises the alarm of gibberish"
+        raised = "none raises an alarm"
     else:
         median = found.judged.first_alarm_median_s
         when = f", half of them by {minutes(median)}" if math.isfinite(median) else ""
         first = min(stream.first_alarm_s for stream in found.streams)
-        raised = f"{share.count} raise the alarm of gibberish, the first at {minutes(first)}{when}"
+        raised = f"{share.count} raise an alarm, the first at {minutes(first)}{when}"
     grows = cost.held_bytes_per_minute
     memory = "memory unknown" if math.isnan(grows) else f"memory grows by {human_bytes(max(0.0, grows))} a minute"
     return f"{found.arm.name}: {streams}: {raised}; {memory}; {cost.real_time_factor:.3f} s of compute a second"
@@ -61,11 +61,12 @@ def minutes(seconds: float) -> str:
 
 def _claimed(arms: Sequence[ArmFindings]) -> list[str]:
     lines = []
-    for hours in CLAIMED_HOURS:
-        share = alarms_of_ttt(arms, hours)
-        if share.seeds:
-            said = f"{share.count} of {share.seeds} [{share.low:.2f}, {share.high:.2f}]"
-            lines.append(f"streams with TTT that raise the alarm within {hours} h: {said}")
+    for backbone in dict.fromkeys(found.arm.backbone for found in arms):
+        for hours in CLAIMED_HOURS:
+            share = alarms_of_ttt(arms, backbone, hours)
+            if share.seeds:
+                said = f"{share.count} of {share.seeds} [{share.low:.2f}, {share.high:.2f}]"
+                lines.append(f"streams of {backbone} with TTT that raise an alarm within {hours} h: {said}")
     return lines
 
 
@@ -73,7 +74,7 @@ def _speaking_table(arms: Sequence[ArmFindings]) -> str:
     rows = [
         [
             "arm", "streams", "real-time factor", "last/first quarter", "first audio", "held at the end", "a minute",
-            "positions/s", "silent", "with alarm", "alarms/h", "cross-entropy", "late - early",
+            "process a minute", "positions/s", "silent", "with alarm", "alarms/h", "cross-entropy", "late - early",
         ]
     ]  # fmt: skip
     for found in arms:
@@ -87,6 +88,7 @@ def _speaking_table(arms: Sequence[ArmFindings]) -> str:
             _shown(cost.first_audio_ms, ".0f", " ms"),
             human_bytes(cost.held_bytes),
             _bytes(cost.held_bytes_per_minute),
+            _bytes(cost.resident_bytes_per_minute),
             _shown(cost.positions_per_second, ".1f"),
             _shown(_mean([stream.mean("silence_share", 0, stream.duration_s) for stream in found.streams]), ".0%"),
             f"{own.with_alarm.count} [{own.with_alarm.low:.2f}, {own.with_alarm.high:.2f}]",
@@ -98,7 +100,7 @@ def _speaking_table(arms: Sequence[ArmFindings]) -> str:
         f"{aligned(rows)}\nreal-time factor: seconds of compute per second of the conversation, of the stream "
         "that spoke alone;\ncross-entropy: nats a symbol (unit; of qwen-tts, text token) "
         "under an n-gram model of real speech; late, early: last and first quarter;\n"
-        "silent: share of 20 ms frames, those while the user speaks among them. Silence raises no alarm"
+        "silent: share of 20 ms frames, those while the user speaks among them; process: its resident memory"
     )
 
 

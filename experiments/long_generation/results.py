@@ -58,19 +58,21 @@ def read_arms(experiment: LongGenerationExperiment, finished: Sequence[FinishedA
     return found
 
 
-def alarms_of_ttt(arms: Sequence[ArmFindings], hours: int) -> ShareOfSeeds:
-    """Of all streams of TTT arms that are so long, those with an alarm in that time."""
-    return alarm_within([stream for arm in arms if arm.has_ttt for stream in arm.streams], hours * SECONDS_PER_HOUR)
+def alarms_of_ttt(arms: Sequence[ArmFindings], backbone: str, hours: int) -> ShareOfSeeds:
+    """Of all streams of a backbone's TTT arms that are so long, those with an alarm in that time."""
+    own = [arm for arm in arms if arm.has_ttt and arm.arm.backbone == backbone]
+    return alarm_within([stream for arm in own for stream in arm.streams], hours * SECONDS_PER_HOUR)
 
 
 def parent_metrics(arms: Sequence[ArmFindings]) -> dict[str, float]:
-    """What the ledger reads. `long_generation_ttt/share_of_streams_with_alarm_within_1_hour`, `..._2_hours`, with exact
+    """What the ledger reads. `long_generation_ttt/BACKBONE_share_with_alarm_within_1_hour`, `..._2_hours`, with exact
     intervals, where any stream is so long; `long_generation_ARM/...` of every arm; real speech's own alarms."""
     metrics: dict[str, float] = {}
-    for hours, name in CLAIMED_HOURS.items():
-        share = alarms_of_ttt(arms, hours)
-        if share.seeds:
-            metrics |= with_interval(f"long_generation_ttt/share_of_streams_with_alarm_within_{name}", share)
+    for backbone in dict.fromkeys(each.arm.backbone for each in arms):
+        for hours, name in CLAIMED_HOURS.items():
+            share = alarms_of_ttt(arms, backbone, hours)
+            if share.seeds:
+                metrics |= with_interval(f"long_generation_ttt/{backbone}_share_with_alarm_within_{name}", share)
     for each in arms:
         section = f"long_generation_{each.arm.name}"
         metrics |= with_interval(f"{section}/share_of_streams_with_alarm", each.judged.with_alarm)

@@ -64,7 +64,9 @@ def trained_for(work: ArmWork, found: TrainedModel | None, data: ExperimentData 
     task = work.task
     experiment: LongGenerationExperiment = task.config
     arm = experiment.arm(task.arm)
-    if task.start_folder is not None:
+    if (task.folder / TRAINED_FILE).is_file():  # a resumed arm goes on with the model that it began with
+        trained = TrainedModel.read(task.folder)
+    elif task.start_folder is not None:
         trained = TrainedModel.read(task.start_folder)
     elif found is not None:
         trained = found

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import html
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +40,7 @@ JUDGED_FILE = "judged.csv"
 @dataclass(frozen=True, kw_only=True)
 class JudgedWindow:
     """word_error_rate: of what was heard against what was written; NaN without words or without Whisper.
-    speaker_similarity: cosine with the first window; NaN without a speaker model."""
+    speaker_similarity: cosine with the first window; NaN of that one, and without a speaker model."""
 
     start_s: float
     end_s: float
@@ -59,8 +60,9 @@ class _Span:
 def judge_speech(
     folder: Path, transcribe: Transcribe | None, embed: Embed | None, window_s: float = WINDOW_S
 ) -> Iterator[JudgedWindow]:
-    """Of `speech.wav` by the subtitles of `speech.vtt`: whole cues are put together until they fill a window, so that
-    no word is cut. Memory is that of a window. ValueError where a file is missing or the sound ends before its text.
+    """Of `speech.wav` by the subtitles of `speech.vtt`: whole cues are put together until they fill a window.
+
+    Memory is that of a window. ValueError where a file is missing or the sound ends before its text.
     """
     sound = _Sound(folder / "speech.wav")
     first: NDArray[np.float64] | None = None
@@ -70,7 +72,7 @@ def judge_speech(
         if embed is not None:
             voice = embed(samples)
             first = voice if first is None else first
-            similarity = float(voice @ first)
+            similarity = math.nan if voice is first else float(voice @ first)
         yield JudgedWindow(
             start_s=span.start_s,
             end_s=span.end_s,
@@ -198,7 +200,7 @@ def _spans(path: Path, window_s: float) -> Iterator[_Span]:
     start_s, texts = 0.0, list[str]()
     end_s = 0.0
     for cue in webvtt.read(path):
-        texts.append(cue.text)
+        texts.append(html.unescape(cue.text))
         end_s = _seconds(cue.end)
         if end_s - start_s >= window_s:
             yield _Span(start_s=start_s, end_s=end_s, text=" ".join(texts))

@@ -9,7 +9,8 @@ import torch
 from moshi.models.lm import LMGen, LMModel
 from torch import Tensor
 
-from backbones.moshi import describe, generate_step, token_cache_bytes
+from backbones.moshi import describe, generate_step
+from backbones.moshi.stream_tensors import nbytes_of, streaming_states
 from experiments.data.dataset import ConversationSet
 from experiments.data.framing import UNITS_PER_FRAME
 from experiments.spoken.moshi.configuration import MoshiExperiment
@@ -29,11 +30,15 @@ class MoshiSpeaker(FrameSpeaker):
         heard = model.num_codebooks - model.audio_offset - model.dep_q
         super().__init__(dataset, model.text_padding_token_id, heard, model.zero_token_id)
         self._model = model
-        self._memory = describe(model)
-        self._rows, self._frames = 0, 0
+        self._bytes_per_frame = describe(model).bytes_per_position
+        self._generator: LMGen | None = None
+        self._rows, self._frames, self._most_frames = 0, 0, 0
 
     def held_bytes(self) -> int:
-        return self._rows * (self._memory.bytes_at(self._frames) + token_cache_bytes(self._model))
+        if self._generator is None:
+            return 0
+        allocated = sum(nbytes_of(state) for state in streaming_states(self._generator).values())
+        return allocated - self._rows * self._bytes_per_frame * (self._most_frames - self._frames)
 
     @contextmanager
     def stepping(self, rows: int, seed: int, frames: int) -> Iterator[StepFrame]:
@@ -41,8 +46,9 @@ class MoshiSpeaker(FrameSpeaker):
         generator = LMGen(
             model, temp=AUDIO_TEMPERATURE, temp_text=TEXT_TEMPERATURE, top_k=AUDIO_TOP_K, top_k_text=TEXT_TOP_K
         )
-        self._rows, self._frames = rows, 0
         delay = max(model.delays)
+        self._generator = generator
+        self._rows, self._frames, self._most_frames = rows, 0, frames + delay + 1
         no_frame = (torch.full((rows,), self.no_text_id), torch.full((rows, UNITS_PER_FRAME), self.silence))
 
         def step(heard: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,7 +59,7 @@ class MoshiSpeaker(FrameSpeaker):
             return made[:, 0, 0].clone(), made[:, 1 : 1 + UNITS_PER_FRAME, 0].clone()
 
         # The package draws from torch's own generator.
-        with torch.random.fork_rng(), torch.no_grad(), able_to_stream(model, frames + delay + 1, 1):
+        with torch.random.fork_rng(), torch.no_grad(), able_to_stream(model, self._most_frames, 1):
             torch.manual_seed(seed)
             with generator.streaming(rows):
                 yield step
