@@ -30,6 +30,7 @@ def begin_stage(config: SpokenExperiment, options: RunOptions) -> tuple[SpokenEx
         ValueError: there is none, it diverged, it is of another configuration, or its checkpoint is gone.
     """
     uri = tracking.store_uri(options.runs_dir)
+    tracking.prepare_store(uri)
     run_id = options.start_run or _start_before(config, options)
     if run_id is None:
         run = _newest_finished(config, uri)

@@ -26,10 +26,10 @@ TABLE_FILE = "table.txt"
 def run_experiment(config: Experiment, study: Study, options: RunOptions) -> int:
     """Runs the chosen arms, as many at once as there are cores, and prints what came out. Gives the exit code."""
     started = time.monotonic()
-    uri = tracking.store_uri(options.runs_dir)
-    tracking.prepare_store(uri)
     config, options = study.begin(config, options)
     folder = _run_folder(config, options)
+    uri = tracking.store_uri(options.runs_dir)
+    tracking.prepare_store(uri)
     experiment_id = tracking.experiment_id_of(uri, config.recipe, options.runs_dir)
     prepare_processes(study)
     arms = with_starts(config, options.arms or config.arm_names)
