@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, Self
 
 from experiments.harness.identity import plain_values
+from experiments.harness.one_seed import OneSeedExperiment
 from experiments.harness.study import Scale
 
 
@@ -34,7 +34,7 @@ class PublishedModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CountingExperiment:
+class CountingExperiment(OneSeedExperiment):
     """What both have in common: nothing is drawn, so one seed and every scale give the same numbers."""
 
     recipe: str
@@ -47,32 +47,8 @@ class CountingExperiment:
         if not names or len(set(names)) != len(names):
             raise ValueError(f"{self.recipe} needs arms, each with a name of its own; got {names}")
 
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        return (self.seed,)
-
-    def seeds_of(self, arm: str) -> tuple[int, ...]:
-        return self.seeds
-
-    @property
-    def arm_names(self) -> tuple[str, ...]:
-        return tuple(arm.name for arm in self.arms)
-
-    def starts_from(self, arm: str) -> str | None:
-        return None
-
-    def with_seed(self, seed: int) -> Self:
-        return dataclasses.replace(self, seed=seed)
-
     def with_weights(self, digest: str) -> Self:
         raise ValueError(f"{self.recipe} takes no --weights: it counts, and weights change no count")
-
-    def arm(self, name: str) -> Any:
-        """The row called `name`. Raises ValueError with the names there are."""
-        for arm in self.arms:
-            if arm.name == name:
-                return arm
-        raise ValueError(f"{self.recipe} has no arm {name!r}; it has {', '.join(self.arm_names)}")
 
     def of_arm(self, name: str) -> dict[str, Any]:
         """Everything one arm's result depends on, as plain values: other arms are left out."""

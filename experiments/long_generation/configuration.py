@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from experiments.data.spec import ConversationSpec
 from experiments.harness.identity import plain_values
+from experiments.harness.one_seed import OneSeedExperiment
 from experiments.harness.study import Scale
 from experiments.spoken.configuration import SpokenExperiment
 
@@ -49,7 +50,7 @@ class SymbolWindows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LongGenerationExperiment:
+class LongGenerationExperiment(OneSeedExperiment):
     """Trained models x long streams, with real speech beside them.
 
     models: of every backbone, the experiment that trains it. arms: who speaks.
@@ -84,17 +85,6 @@ class LongGenerationExperiment:
         for arm in self.arms:
             self.model_of(arm).arm(arm.mixer)
 
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        return (self.seed,)
-
-    def seeds_of(self, arm: str) -> tuple[int, ...]:
-        return self.seeds
-
-    @property
-    def arm_names(self) -> tuple[str, ...]:
-        return tuple(arm.name for arm in self.arms)
-
     def starts_from(self, arm: str) -> str | None:
         """The first arm of the same trained model: that one has found it, or trained it."""
         own = self.arm(arm)
@@ -104,15 +94,11 @@ class LongGenerationExperiment:
     def with_seed(self, seed: int) -> Self:
         return dataclasses.replace(self, seed=seed, models=tuple(model.with_seed(seed) for model in self.models))
 
+    def arm(self, name: str) -> SpeakingArm:
+        return super().arm(name)
+
     def with_weights(self, digest: str) -> Self:
         raise ValueError(f"{self.recipe} speaks with the models that stage 1 trains; give --weights to these recipes")
-
-    def arm(self, name: str) -> SpeakingArm:
-        """The row called `name`. Raises ValueError, with those there are, when there is none."""
-        for arm in self.arms:
-            if arm.name == name:
-                return arm
-        raise ValueError(f"{self.recipe} has no arm {name!r}; it has {', '.join(self.arm_names)}")
 
     def model_of(self, arm: SpeakingArm) -> SpokenExperiment:
         """The experiment that trains the arm's model."""

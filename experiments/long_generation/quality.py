@@ -56,7 +56,7 @@ def judge_stream(stream: StreamOnDisk, real: RealSpeech, sound_window_s: float) 
             stream_audio(stream.audio, READ_SOUND_S), sample_rate_hz=SPEECH_SAMPLE_RATE_HZ, window_s=sound_window_s
         )
     )
-    alarms = real.alarms(windows, stream.symbols)
+    alarms = real.alarms(watched, stream.symbols)
     _write_windows(stream.folder / WINDOWS_FILE, SYMBOL_MEASURES, windows, watched)
     _write_windows(stream.folder / SOUND_FILE, SOUND_MEASURES, sound, None)
     content = {"duration_s": stream.duration_s, "alarms": [dataclasses.asdict(alarm) for alarm in alarms]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from experiments.data.dataset import ConversationSet
 from experiments.data.framing import silence_unit
 from experiments.long_generation.configuration import LongGenerationExperiment, SymbolWindows
-from experiments.quality.detector import SECONDS_PER_HOUR, Alarm, GibberishDetector
+from experiments.quality.detector import SECONDS_PER_HOUR, Alarm, GibberishDetector, Watched, alarms_among
 from experiments.quality.ngram import NgramModel
 from experiments.quality.real_streams import every_turn, is_known_sentence
 from experiments.quality.symbol_measures import SymbolWindow, measure_symbols
@@ -50,10 +50,10 @@ class RealSpeech:
             remembered_symbols=self.windows.remembered_symbols,
         )
 
-    def alarms(self, windows: Sequence[SymbolWindow], stream: SymbolBlock) -> tuple[Alarm, ...]:
+    def alarms(self, watched: Iterable[Watched], stream: SymbolBlock) -> tuple[Alarm, ...]:
         """Every alarm of a stream by its onset: of gibberish, and of minutes more silent than real speech ever was."""
         silent = _silent_minutes(sounding_by_minute(stream, self.silence), self.least_sounding)
-        return tuple(sorted((*self.detector.alarms(windows), *silent), key=lambda alarm: alarm.onset_s))
+        return tuple(sorted((*alarms_among(watched), *silent), key=lambda alarm: alarm.onset_s))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ def learn_real_speech(
     )
     control, its_symbols = measured(experiment.control_hours)
     hours = len(control) * windows.window_s / SECONDS_PER_HOUR
-    return replace(real, control_alarms=real.alarms(control, its_symbols), control_hours=hours)
+    return replace(real, control_alarms=real.alarms(detector.watch(control), its_symbols), control_hours=hours)
 
 
 def sounding_by_minute(stream: SymbolBlock, silence: int | None) -> NDArray[np.int64]:

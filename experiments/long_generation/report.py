@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.harness import metric_names as harness_names
+from experiments.harness.csv_file import write_csv
 from experiments.harness.estimates import Estimate
 from experiments.harness.finished_views import unfinished
 from experiments.harness.study import FinishedArm, Report
@@ -150,7 +150,7 @@ def _real_line(arms: Sequence[ArmFindings]) -> str:
 
 def _write_curves(path: Path, arms: Sequence[ArmFindings]) -> Path:
     """One row for each arm, bucket and measure: what the figures are drawn from."""
-    return _write(
+    return write_csv(
         path,
         ("arm", "end_s", "measure", "value"),
         (
@@ -163,7 +163,7 @@ def _write_curves(path: Path, arms: Sequence[ArmFindings]) -> Path:
 
 
 def _write_alarms(path: Path, arms: Sequence[ArmFindings]) -> Path:
-    return _write(
+    return write_csv(
         path,
         ("arm", "stream", "duration_s", "onset_s", "raised_s", "measure"),
         (
@@ -173,14 +173,6 @@ def _write_alarms(path: Path, arms: Sequence[ArmFindings]) -> Path:
             for alarm in stream.alarms
         ),
     )
-
-
-def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)
-    return path
 
 
 def _shown(value: float, form: str, unit: str = "") -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from experiments.harness.identity import plain_values
+from experiments.harness.one_seed import OneSeedExperiment
 from experiments.harness.study import Scale
 from ttt_core.config import InnerModelName
 
@@ -152,7 +153,7 @@ class AllocationPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryExperiment:
+class MemoryExperiment(OneSeedExperiment):
     """A complete experiment: backbones, their arms, where bytes are told, and how they are checked.
 
     positions: where totals are given. batch_of: conversations at once, for the totals of a batch.
@@ -185,32 +186,11 @@ class MemoryExperiment:
         if self.batch_of < 1:
             raise ValueError(f"batch_of must be at least 1 conversation, got {self.batch_of}")
 
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        return (self.seed,)
-
-    def seeds_of(self, arm: str) -> tuple[int, ...]:
-        return self.seeds
-
-    @property
-    def arm_names(self) -> tuple[str, ...]:
-        return tuple(arm.name for arm in self.arms)
-
-    def starts_from(self, arm: str) -> str | None:
-        return None
-
-    def with_seed(self, seed: int) -> MemoryExperiment:
-        return dataclasses.replace(self, seed=seed)
+    def arm(self, name: str) -> Arrangement:
+        return super().arm(name)
 
     def with_weights(self, digest: str) -> MemoryExperiment:
         raise ValueError("memory takes no --weights: bytes depend on dimensions, and those are the published ones")
-
-    def arm(self, name: str) -> Arrangement:
-        """The row called `name`. Raises ValueError with the names there are."""
-        for arm in self.arms:
-            if arm.name == name:
-                return arm
-        raise ValueError(f"{self.recipe} has no arm {name!r}; it has {', '.join(self.arm_names)}")
 
     def backbone(self, name: str) -> Backbone:
         """The backbone called `name`. Raises ValueError with the names there are."""

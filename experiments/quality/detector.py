@@ -115,7 +115,7 @@ class GibberishDetector:
 
     def alarms(self, windows: Iterable[Window]) -> list[Alarm]:
         """Every alarm of a stream, in order; empty for one that stays speech."""
-        return list(dict.fromkeys(each.alarm for each in self.watch(windows) if each.alarm is not None))
+        return alarms_among(self.watch(windows))
 
     def save(self, path: str | Path) -> None:
         """As JSON, every number as it is."""
@@ -130,6 +130,11 @@ class GibberishDetector:
             return cls(limits=limits, **content)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no saved gibberish detector ({error}); calibrate one and save it") from error
+
+
+def alarms_among(watched: Iterable[Watched]) -> list[Alarm]:
+    """Every alarm of what was watched, in order."""
+    return list(dict.fromkeys(each.alarm for each in watched if each.alarm is not None))
 
 
 def _one_length(windows: Sequence[Window]) -> float:

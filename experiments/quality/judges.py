@@ -9,12 +9,11 @@ feature extractor. What is not given is not judged, and said to be skipped.
 from __future__ import annotations
 
 import argparse
-import csv
 import html
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from backbones.speech import SPEECH_SAMPLE_RATE_HZ, stream_audio
+from experiments.harness.csv_file import write_csv
 from experiments.harness.memory import device
 
 Samples = NDArray[np.float32]
@@ -145,10 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     path = options.folder / JUDGED_FILE
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["start_s", "end_s", "word_error_rate", "speaker_similarity"])
-        writer.writerows([each.start_s, each.end_s, each.word_error_rate, each.speaker_similarity] for each in judged)
+    write_csv(path, [field.name for field in fields(JudgedWindow)], map(astuple, judged))
     for name, values, given in (
         ("word error rate", [each.word_error_rate for each in judged], options.whisper),
         ("speaker similarity to the first window", [each.speaker_similarity for each in judged], options.speaker),

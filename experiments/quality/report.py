@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from experiments.harness.csv_file import write_csv
 from experiments.harness.estimates import Estimate
 from experiments.harness.study import FinishedArm, Report
 from experiments.harness.text_table import aligned
@@ -31,9 +31,11 @@ def report_detector(
         table=_table(experiment, views),
         figures=[draw_rocs(figures, experiment, views), draw_examples(figures, experiment, views)],
         files=[
-            _write(folder / "kinds.csv", _KIND_COLUMNS, _kind_rows(views)),
-            _write(folder / "roc.csv", ("view", "kind", "false_positive_rate", "true_positive_rate"), _roc_rows(views)),
-            _write(
+            write_csv(folder / "kinds.csv", _KIND_COLUMNS, _kind_rows(views)),
+            write_csv(
+                folder / "roc.csv", ("view", "kind", "false_positive_rate", "true_positive_rate"), _roc_rows(views)
+            ),
+            write_csv(
                 folder / "examples.csv", ("view", "kind", "onset_s", "threshold", "end_s", "deviation"),
                 _example_rows(views),
             ),
@@ -120,11 +122,3 @@ def _example_rows(views: Mapping[str, ViewFindings]) -> Iterable[Sequence[object
             onset_s = first.kinds[kind].onsets[0].onset_s
             for end_s, size in windows:
                 yield [name, kind, onset_s, first.threshold, end_s, size]
-
-
-def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)
-    return path

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 from experiments.data.spec import ConversationSpec
 from experiments.harness.counted_module import OptimiserPlan
 from experiments.harness.identity import plain_values
+from experiments.harness.one_seed import OneSeedExperiment
 from experiments.harness.study import Scale
 from ttt_core import TTTConfig
 
@@ -204,7 +205,7 @@ class EvaluationPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpokenExperiment:
+class SpokenExperiment(OneSeedExperiment):
     """A complete experiment: one model, one set of data, one way of training, several arms.
 
     Every backbone has a child of this that adds its model's configuration, and narrows what it trains with.
@@ -247,36 +248,11 @@ class SpokenExperiment:
         """Hidden size of those layers."""
         raise NotImplementedError
 
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        return (self.seed,)
-
-    def seeds_of(self, arm: str) -> tuple[int, ...]:
-        return self.seeds
-
-    @property
-    def arm_names(self) -> tuple[str, ...]:
-        return tuple(arm.name for arm in self.arms)
-
-    def starts_from(self, arm: str) -> str | None:
-        return None
-
-    def with_seed(self, seed: int) -> Self:
-        return dataclasses.replace(self, seed=seed)
+    def arm(self, name: str) -> Arm:
+        return super().arm(name)
 
     def with_weights(self, digest: str) -> Self:
         return dataclasses.replace(self, weights_digest=digest)
-
-    def arm(self, name: str) -> Arm:
-        """The row called `name`.
-
-        Raises:
-            ValueError: there is none; the message lists those there are.
-        """
-        for arm in self.arms:
-            if arm.name == name:
-                return arm
-        raise ValueError(f"{self.recipe} has no arm {name!r}; it has {', '.join(self.arm_names)}")
 
     def of_arm(self, name: str) -> dict[str, Any]:
         """Everything one arm's result depends on, as plain values: this configuration with the other arms left out."""
