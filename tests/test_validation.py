@@ -164,15 +164,20 @@ class Reader:
         assert float(held[0, 0]) == 1.0
 
 
-def test_memory_is_counted_by_sample(bench: Bench) -> None:
+def test_memory_is_counted_by_sample_also_where_a_process_freed_much_before(bench: Bench) -> None:
     class Rows:
         def batch(self, dataset: object, indices: list[int]) -> torch.Tensor:
             return torch.zeros(len(indices))
 
+    # Blocks of the heap with one that stays at its end: glibc would hand the freed ones out again, unseen by the peak.
+    freed = [torch.ones(25_000) for _ in range(3_000)]
+    last = freed.pop()
+    del freed
+
     measured = memory_of_samples(Reader(), Rows(), bench.workshop.data.validation)
+    assert len(last) == 25_000
     for samples in (1, 4):
-        # What the process freed before and holds on to may hide a part of it, and never adds any.
-        assert 20e6 < measured[f"{own.PEAK_PER_SAMPLE}{samples}"] < 44e6
+        assert 36e6 < measured[f"{own.PEAK_PER_SAMPLE}{samples}"] < 44e6
 
 
 def test_what_cannot_be_validated_is_refused_with_what_to_do(

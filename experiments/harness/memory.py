@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 from pathlib import Path
@@ -51,8 +52,17 @@ def _status_bytes(field: str) -> int:
 
 def start_measuring() -> int:
     """Starts the peak anew and gives the bytes held now: what an arm needs is counted from there."""
+    _return_what_was_freed()
     forget_peak()
     return held_bytes()
+
+
+def _return_what_was_freed() -> None:
+    """Gives freed memory back to the system: used again, it would be no byte more, and an arm's need would be hidden."""
+    if sys.platform == "linux" and not torch.cuda.is_available():
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; other libraries return it by themselves
+        if trim is not None:
+            trim(0)
 
 
 def device() -> torch.device:
