@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import math
@@ -300,6 +301,12 @@ def test_what_a_stream_takes_and_is_worth_is_logged(smoke: FinishedCommand) -> N
     assert not judged_of_a_part, "two of four arms stand for themselves alone"
     table = (smoke.run_folder / "table.txt").read_text()
     assert "moshi-ttt-mlp" in table and "real speech in the same symbols" in table
+    with (smoke.run_folder / "arms.csv").open() as file:
+        rows = {row["arm"]: row for row in csv.DictReader(file)}
+    assert rows.keys() == {"qwen-tts-ttt-mlp", "moshi-ttt-mlp"}
+    for arm, row in rows.items():
+        asked = ("speed/first_audio_ms", "loss_by_time_seconds/00000_00015", "memory/held_bytes_at_the_end")
+        assert [float(row[name]) for name in asked] == [smoke.logged(arm).metrics[name] for name in asked]
 
 
 def test_the_smoke_run_is_logged_as_all_are_and_pictured(smoke: FinishedCommand) -> None:

@@ -237,6 +237,7 @@ LONG_GENERATION = View(
         "speed/first_audio_ms",
         "memory/held_bytes_per_minute",
         "quality/share_of_streams_with_alarm",
+        "validation/text_loss_nats_per_token",
         "recall/all_distances",
     ),
 )

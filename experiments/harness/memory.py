@@ -58,7 +58,7 @@ def start_measuring() -> int:
 
 
 def _return_what_was_freed() -> None:
-    """Gives freed memory back to the system: used again, it would be no byte more, and an arm's need would be hidden."""
+    """Gives freed memory back to the system: where it is used again it is no byte more, and hides what an arm needs."""
     if sys.platform == "linux" and not torch.cuda.is_available():
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; other libraries return it by themselves
         if trim is not None:

@@ -12,6 +12,7 @@ from experiments.harness.estimates import Estimate
 from experiments.harness.finished_views import unfinished
 from experiments.harness.study import FinishedArm, Report
 from experiments.harness.text_table import aligned, human_bytes
+from experiments.long_generation import metric_names as speaking_names
 from experiments.long_generation.configuration import LongGenerationExperiment
 from experiments.long_generation.figures import draw_streams
 from experiments.long_generation.measures import curves_along
@@ -30,7 +31,11 @@ def report_long_generation(
     return Report(
         table="\n\n".join(table for table in tables if table),
         figures=draw_streams(folder / "figures", experiment, arms),
-        files=[_write_curves(folder / "along.csv", arms), _write_alarms(folder / "alarms.csv", arms)],
+        files=[
+            _write_arms(folder / "arms.csv", arms),
+            _write_curves(folder / "along.csv", arms),
+            _write_alarms(folder / "alarms.csv", arms),
+        ],
         metrics=parent_metrics(arms),
         notes=[*(sentence(each) for each in arms), *_claimed(arms)],
     )
@@ -146,6 +151,17 @@ def _real_line(arms: Sequence[ArmFindings]) -> str:
         for name, real in by_backbone.items()
     ]
     return "real speech in the same symbols: " + "; ".join(parts)
+
+
+def _write_arms(path: Path, arms: Sequence[ArmFindings]) -> Path:
+    """One row for each arm: what speaking took, how good it was, loss by position and recall by distance as trained."""
+    left_out = (f"{speaking_names.ALONG}/", "system/")
+    columns = sorted({name for found in arms for name in found.run.metrics if not name.startswith(left_out)})
+    return write_csv(
+        path,
+        ("arm", *columns),
+        ((found.arm.name, *(found.run.metrics.get(name, "") for name in columns)) for found in arms),
+    )
 
 
 def _write_curves(path: Path, arms: Sequence[ArmFindings]) -> Path:
