@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import math
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
-from harness_fixtures import Workshop, open_workshop, smoke_config
+from harness_fixtures import StopAfter, Workshop, open_workshop, smoke_config
 from torch.nn import functional
 
 from analysis.__main__ import main as analyse
-from analysis.checklist.items import items_of
-from analysis.checklist.runs import runs_of
+from analysis.checklist.items import Item, items_of, speech
+from analysis.checklist.runs import ModelRuns, runs_of
+from analysis.runs import LoggedRun as AnalysedRun
 from analysis.store import open_store
 from experiments.data.packing import IGNORED_LABEL
 from experiments.harness import tracking
 from experiments.harness.identity import plain_values
 from experiments.harness.rebuilt import from_plain
+from experiments.harness.stopping import InterruptedRunError
 from experiments.harness.study import SCALES
 from experiments.harness.tracking import LoggedRun
 from experiments.recipes import RECIPES
+from experiments.spoken.backbone import spoken_backbone
 from experiments.validation import metric_names as own
 from experiments.validation.command import conversations, main, validate
 from experiments.validation.measuring import along_streams, memory_of_samples
 from experiments.validation.plan import PLANS
+from experiments.validation.speech import speech_plan
 from experiments.validation.trained import TrainedRun, load_trained
 
 RECIPE = "qwen-tts-stage1"
-MISSING = ("hour of its own speech", "listeners")
+MISSING = ("listeners",)
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -126,14 +132,22 @@ def test_the_checklist_says_what_is_missing_and_fills_itself_from_the_validation
     before = items_of(runs_of(open_store(store_uri), bench.run.run_id))
     command = f"make validate RUN={bench.run.run_id}"
     unmeasured = [item for item in before if item.state == "missing"]
-    assert len(unmeasured) == 8 and sum(item.command == command for item in unmeasured) == 6
+    assert len(unmeasured) == 9 and sum(item.command == command for item in unmeasured) == 8
     assert not any(item.state == "met" and "perplexity" in item.question for item in before)
 
-    validation = validate(bench.run.run_id, bench.home, bench.data_dir)
+    # Killed while it speaks, and gone on with: what was read is not read again.
+    with pytest.raises(InterruptedRunError, match="of 20 s"):
+        validate(bench.run.run_id, bench.home, bench.data_dir, stop=StopAfter(2))
+    capsys.readouterr()
+    validation = validate(bench.run.run_id, bench.home, bench.data_dir, stop=StopAfter(0), resumes=True)
     logged = tracking.read_run(store_uri, validation)
     assert logged.status == "FINISHED" and logged.tags[own.VALIDATED_RUN_TAG] == bench.run.run_id
     assert logged.tags["scale"] == "smoke" and logged.tags["data_digest"] != "none"
-    assert "gain of memory" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "gain of memory" not in told and "s of compute a second" in told
+    check_spoken(logged)
+    with pytest.raises(ValueError, match="no unfinished validation of run"):
+        validate(bench.run.run_id, bench.home, bench.data_dir, stop=StopAfter(0), resumes=True)
 
     after = items_of(runs_of(open_store(store_uri), bench.run.run_id))
     assert [item.question for item in after] == [item.question for item in before]
@@ -151,7 +165,77 @@ def test_the_checklist_says_what_is_missing_and_fills_itself_from_the_validation
     html = page.read_text()
     assert validation in html and "not measured: no ratings by people" in html
     assert "src=" not in html and "http" not in html.replace("http-equiv", "")
-    assert "2 missing" in html
+    assert "1 missing" in html
+
+
+def check_spoken(logged: LoggedRun) -> None:
+    """The stream is the one that long-generation would speak with this model, under the same names."""
+    assert {
+        "speed/real_time_factor", "speed/first_audio_ms", "memory/held_bytes_at_the_end", "stream/seconds",
+        "quality/share_of_streams_with_alarm", "quality/alarms_per_hour", "late_minus_early/loudness_dbfs",
+        "along/cross_entropy_nats", "along/held_bytes",
+    } <= logged.metrics.keys()  # fmt: skip
+    stream = Path(logged.tags[tracking.FOLDER_TAG]) / "streams" / "00"
+    seconds = logged.metrics["stream/seconds"]
+    assert seconds >= PLANS["smoke"].speech_s
+    assert soundfile.info(stream / "speech.wav").duration == pytest.approx(seconds, abs=1e-3)
+    assert (stream / "speech.vtt").read_text().startswith("WEBVTT") and (stream / "windows.csv").is_file()
+    with (stream / "heard.csv").open(newline="") as file:
+        heard = list(csv.DictReader(file))
+    due = [float(row["reply_due_s"]) for row in heard]
+    assert heard and due == sorted(due) and float(heard[0]["start_s"]) == 0.0 and due[-1] < seconds
+    assert "held-out hours; calibrated on" in logged.tags[own.REAL_SPEECH_TAG]
+
+
+def test_speech_is_judged_as_long_generation_does(bench: Bench, store_uri: str) -> None:
+    trained = load_trained(store_uri, bench.run.run_id)
+    ours = speech_plan(trained, PLANS["cpu"])
+    smoke = RECIPES["long-generation"].configure(scale="smoke", seed=trained.experiment.seed)
+    given = {"recipe", "models", "arms"}
+    assert {name for name, value in vars(smoke).items() if vars(ours)[name] != value} == given
+    [arm] = ours.arms
+    assert (arm.streams, arm.stream_s, arm.backbone) == (1, 600.0, "qwen-tts")
+    assert ours.of_arm(arm.name)["model"] == trained.experiment.of_arm("ttt-mlp")
+
+
+def test_a_model_that_cannot_speak_says_so_in_one_line(
+    bench: Bench, store_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def of_mimi_codes(*_: object) -> None:
+        raise ValueError("this model says 'mimi' codes")
+
+    record = dataclasses.replace(spoken_backbone("qwen-tts"), speaker=of_mimi_codes)
+    monkeypatch.setattr("experiments.validation.speech.spoken_backbone", lambda name: record)
+    monkeypatch.setattr("experiments.validation.command.measure", lambda *_: {own.STREAMS: 1.0})
+    monkeypatch.setattr("experiments.validation.command.table_of", lambda *_: "")
+    validation = validate(bench.run.run_id, bench.home, bench.data_dir, stop=StopAfter(0))
+    line = f"{RECIPE}, ttt-mlp cannot speak for long: this model says 'mimi' codes"
+    assert tracking.read_run(store_uri, validation).tags[own.SKIPPED_TAG] == line
+    assert line in capsys.readouterr().out
+    [item] = [each for each in speech(runs_of(open_store(store_uri), bench.run.run_id)) if "hour" in each.question]
+    assert (item.state, item.found, item.command) == ("missing", line, "")
+
+
+def checklist_of(**measured: object) -> list[Item]:
+    """Of planted metrics and tags of a validation."""
+    run = AnalysedRun(
+        run_id="v", experiment="validation", status="FINISHED", start_ms=0, params={},
+        tags={"real_speech": "real speech raised 0 in 16 held-out hours"} if measured else {},
+        metrics={name.replace("__", "/"): value for name, value in measured.items()},
+    )  # fmt: skip
+    return list(speech(ModelRuns(store=None, run=run, before=(), validation=run)))
+
+
+def test_an_alarm_an_hour_without_one_and_less_than_an_hour_are_told_apart() -> None:
+    minutes = {"stream__seconds": 600.0, "quality__alarms_per_hour": 0.0}
+    short, *_ = checklist_of(**minutes)
+    assert short.state == "measured" and short.found.startswith("10 min spoken, no alarm; an hour is")
+    hour, *_ = checklist_of(**minutes | {"stream__seconds": 3600.0})
+    assert hour.state == "met" and "16 held-out hours" in hour.bound
+    broken, *_ = checklist_of(stream__seconds=600.0, quality__alarms_per_hour=12.0, quality__first_alarm_median_s=180.0)
+    assert (broken.state, broken.found) == ("not met", "10 min spoken, 2 alarms, the first after 3 min")
+    _, cost, _ = checklist_of(**minutes, speed__real_time_factor=1.2, memory__held_bytes_at_the_end=2e6)
+    assert cost.state == "not met" and "no sound at all" in cost.found and "so few pieces" in cost.found
 
 
 class Reader:

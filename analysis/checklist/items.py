@@ -15,6 +15,7 @@ State = Literal["met", "not met", "measured", "missing"]
 HEALTHY_W1 = 10.0
 LARGEST_RATIO = 1.2
 GIB = 1024**3
+HOUR_S = 3600.0
 LARGEST_SAMPLE_BYTES = 3 * GIB
 
 
@@ -165,19 +166,56 @@ def costs(runs: ModelRuns) -> Iterable[Item]:
 
 
 def speech(runs: ModelRuns) -> Iterable[Item]:
-    """What nobody has measured of its speech yet; the validation says why."""
-    skipped = {} if runs.validation is None else runs.validation.tags
-    yield Item(
-        question="Does an hour of its own speech stay speech?", state="missing",
-        found=skipped.get("skipped.long_generation", "not measured: the run was not validated"),
-    )  # fmt: skip
+    """What the validation heard of its own speech, and what no program can say."""
+    yield _own_speech(runs)
+    yield _cost_of_speech(runs)
     yield Item(
         question="Do listeners prefer it?", state="missing",
         found="not measured: no ratings by people are in the store, and nothing else counts",
     )  # fmt: skip
 
 
+def _own_speech(runs: ModelRuns) -> Item:
+    question, measured = "Does an hour of its own speech stay speech?", _validated(runs)
+    seconds = measured.get("stream/seconds")
+    if seconds is None:
+        why_not = "" if runs.validation is None else runs.validation.tags.get("skipped.long_generation", "")
+        return Item(
+            question=question, state="missing", command="" if why_not else _command(runs),
+            found=why_not or "not measured: no validation has heard it speak",
+        )  # fmt: skip
+    alarms = round(measured.get("quality/alarms_per_hour", math.nan) * seconds / HOUR_S)
+    said = f"{_duration(seconds)} spoken, "
+    if alarms:
+        first_s = measured.get("quality/first_alarm_median_s", math.nan)
+        said += f"{alarms} {'alarm' if alarms == 1 else 'alarms'}, the first after {_duration(first_s)}"
+    else:
+        said += "no alarm" + ("" if seconds >= HOUR_S else "; an hour is spoken at scales gpu and full")
+    tags = {} if runs.validation is None else runs.validation.tags
+    bound = f"no alarm of the gibberish detector in an hour ({tags.get('real_speech', 'real speech was not told of')})"
+    state: State = "not met" if alarms else "met" if seconds >= HOUR_S else "measured"
+    return Item(question=question, state=state, found=said, bound=bound)
+
+
+def _cost_of_speech(runs: ModelRuns) -> Item:
+    question, measured = "What does it take while it speaks?", _validated(runs)
+    factor = measured.get("speed/real_time_factor")
+    if factor is None:
+        return _missing(question, _command(runs))
+    words = [f"{factor:.3f} s of compute a second"]
+    first_audio_ms, growth = measured.get("speed/first_audio_ms"), measured.get("memory/held_bytes_per_minute")
+    words.append("no sound at all" if first_audio_ms is None else f"first audio after {first_audio_ms:.0f} ms")
+    held = measured.get("memory/held_bytes_at_the_end", math.nan)
+    grows = "by how much it grows is not told by so few pieces" if growth is None else f"{growth:+,.0f} bytes a minute"
+    words.append(f"{held / 1e6:.3f} MB held at the end ({grows})")
+    return _bounded(question, factor < 1, ", ".join(words), "under 1 s of compute a second of the conversation")
+
+
 GROUPS: tuple[Callable[[ModelRuns], Iterable[Item]], ...] = (training, stability, quality, costs, speech)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _bounded(question: str, is_met: bool, found: str, bound: str) -> Item:

@@ -11,7 +11,9 @@ import soundfile
 
 from backbones.speech import write_audio
 from experiments.data.dataset import ConversationSet
+from experiments.harness.stopping import StopRequest
 from experiments.harness.study import ArmWork
+from experiments.harness.tracking import RunLogger
 from experiments.long_generation import metric_names as names
 from experiments.long_generation.configuration import LongGenerationExperiment, SpeakingArm
 from experiments.long_generation.measures import cost_of, curves_along, judged
@@ -50,23 +52,30 @@ def run_speaking_arm(work: ArmWork) -> None:
         config = experiment.model_of(arm)
         model = load_trained(config, arm.mixer, trained)
         speaker = spoken_backbone(arm.backbone).speaker(config, model, data.heard[arm.backbone])
-        _speak(work, experiment, arm, speaker, folders)
+        speak_streams(experiment, arm, speaker, folders, work.stop, task.line)
     RealSummary.of(data.real[arm.backbone]).write(task.folder)
     for folder in folders:
         if not is_judged(folder):
             judge_stream(read_stream(folder), data.real[arm.backbone], experiment.sound_window_s)
     for folder in folders[1:]:  # judged, they are not listened to: hours of them would fill a disk
         (folder / "speech.wav").unlink(missing_ok=True)
-    _log(work, arm, folders, trained)
+    logged = (*names.LOGGED_AS_TRAINED, *names.LOGGED_SECTIONS_AS_TRAINED)
+    work.logger.log_metrics(scores_of(trained, task.tracking_uri, logged))
+    log_streams(work.logger, arm, task.folder, folders)
 
 
 def stream_folder(folder: Path, number: int) -> Path:
     return folder / STREAMS_FOLDER / f"{number:02d}"
 
 
-def _speak(
-    work: ArmWork, experiment: LongGenerationExperiment, arm: SpeakingArm, speaker: Speaker, folders: Sequence[Path]
-) -> None:
+def speak_streams(
+    experiment: LongGenerationExperiment, arm: SpeakingArm, speaker: Speaker, folders: Sequence[Path],
+    stop: StopRequest, line: int = 0,
+) -> None:  # fmt: skip
+    """Speaks an arm's streams to their folders, the first one alone; those that are whole are left.
+
+    Raises what `speak_group` raises.
+    """
     for numbers in _groups(arm.streams, speaker.most_rows):
         group = [folders[number] for number in numbers]
         if all(map(is_spoken, group)):
@@ -75,7 +84,7 @@ def _speak(
         seed = experiment.seed * 10_007 + 101 * arm.first_conversation + numbers[0]
         indices = [arm.first_conversation + number * arm.conversations_apart for number in numbers]
         label = f"{arm.name}, stream {numbers[0] + 1}" + (f"-{numbers[-1] + 1}" if len(numbers) > 1 else "")
-        speak_group(speaker, indices, group, seed, arm.stream_s, work.stop, label, work.task.line)
+        speak_group(speaker, indices, group, seed, arm.stream_s, stop, label, line)
 
 
 def _groups(streams: int, most_rows: int | None) -> Iterator[list[int]]:
@@ -87,21 +96,22 @@ def _groups(streams: int, most_rows: int | None) -> Iterator[list[int]]:
         yield others[first : first + size]
 
 
-def _log(work: ArmWork, arm: SpeakingArm, folders: Sequence[Path], trained: TrainedModel) -> None:
+def log_streams(logger: RunLogger, arm: SpeakingArm, folder: Path, folders: Sequence[Path]) -> dict[str, float]:
+    """Logs what an arm's streams cost and how good they are, curves and files; gives the numbers that are no curve.
+
+    folder: the arm's, where excerpts are left. folders: of its streams, spoken and judged.
+    """
     alone = read_stream(folders[0])
-    streams = [read_quality(folder) for folder in folders]
-    logged = (*names.LOGGED_AS_TRAINED, *names.LOGGED_SECTIONS_AS_TRAINED)
-    work.logger.log_metrics(
-        scores_of(trained, work.task.tracking_uri, logged)
-        | cost_of(alone.pieces).metrics()
-        | judged(streams).metrics()
-        | {names.STREAM_SECONDS: sum(stream.duration_s for stream in streams)}
-    )
+    streams = [read_quality(each) for each in folders]
+    found = cost_of(alone.pieces).metrics() | judged(streams).metrics()
+    found[names.STREAM_SECONDS] = sum(stream.duration_s for stream in streams)
+    logger.log_metrics(found)
     for second, values in curves_along(arm, alone.pieces, streams).items():
-        work.logger.log_metrics(values, step=second)
+        logger.log_metrics(values, step=second)
     left = [alone.folder / name for name in (WINDOWS_FILE, SOUND_FILE, PIECES_FILE, "speech.vtt")]
-    for path in (*left, *_excerpts(alone.audio, work.task.folder)):
-        work.logger.log_artifact(path)
+    for path in (*left, *_excerpts(alone.audio, folder)):
+        logger.log_artifact(path)
+    return found
 
 
 def _excerpts(audio: Path, folder: Path) -> list[Path]:

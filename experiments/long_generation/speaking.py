@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,9 @@ from backbones.tts import SAMPLE_RATE_HZ, SpeechWriter, SpokenSentence
 from experiments.harness.memory import held_bytes
 from experiments.harness.stopping import InterruptedRunError, StopRequest
 from experiments.quality.windows import SymbolBlock
-from experiments.spoken.speaking import SaidPiece, Speaker
+from experiments.spoken.speaking import HeardTurn, SaidPiece, Speaker
 
-SYMBOLS_FILE, PIECES_FILE = "symbols.npz", "pieces.jsonl"
+SYMBOLS_FILE, HEARD_FILE, PIECES_FILE = "symbols.npz", "heard.csv", "pieces.jsonl"
 SECONDS_BETWEEN_LINES = 60.0
 
 
@@ -109,10 +110,12 @@ class _Stream:
         self._pieces: list[Piece] = []
         self._symbols: list[np.ndarray] = []
         self._seconds: list[np.ndarray] = []
+        self._heard: list[HeardTurn] = []
 
     def add(self, piece: SaidPiece, held: int, resident: int) -> None:
         self._symbols.append(piece.symbols)
         self._seconds.append(piece.seconds)
+        self._heard += piece.heard
         self._pieces.append(
             Piece(
                 end_s=piece.end_s,
@@ -129,6 +132,10 @@ class _Stream:
 
     def write(self, folder: Path) -> None:
         np.savez(folder / SYMBOLS_FILE, symbols=np.concatenate(self._symbols), seconds=np.concatenate(self._seconds))
+        with (folder / HEARD_FILE).open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(field.name for field in fields(HeardTurn))
+            rows.writerows(astuple(turn) for turn in self._heard)
         temporary = folder / f"{PIECES_FILE}.new"
         temporary.write_text("".join(json.dumps(asdict(piece)) + "\n" for piece in self._pieces))
         temporary.replace(folder / PIECES_FILE)

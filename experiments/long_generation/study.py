@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from experiments.data.dataset import ConversationSet
+from experiments.data.spec import ConversationSpec
 from experiments.data.synthetic import build_conversations
 from experiments.harness.data_source import DataSource
 from experiments.harness.run import with_starts
@@ -52,10 +53,12 @@ def prepare_speech(experiment: LongGenerationExperiment, options: RunOptions) ->
 def conversations_heard(experiment: LongGenerationExperiment, data: PreparedSpeech) -> tuple[DataSource, ...]:
     """The sets that are heard and that real speech is taken from."""
     specs = {dataset.spec.digest(): dataset.spec for dataset in data.heard.values()}
-    return tuple(
-        DataSource(name=f"heard-{digest[:6]}", digest=digest, made_from=json.dumps(spec.as_dict()))
-        for digest, spec in specs.items()
-    )
+    return tuple(map(heard_source, specs.values()))
+
+
+def heard_source(spec: ConversationSpec) -> DataSource:
+    digest = spec.digest()
+    return DataSource(name=f"heard-{digest[:6]}", digest=digest, made_from=json.dumps(spec.as_dict()))
 
 
 def _heard(experiment: LongGenerationExperiment, backbone: str, options: RunOptions) -> ConversationSet:

@@ -46,6 +46,15 @@ TEXT_TEMPERATURE, TEXT_TOP_P = 0.7, 0.95
 """How backbones that take turns draw their text."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeardTurn:
+    """A turn of the user that is heard from `start_s` on; `reply_due_s`: from when on the data's assistant replies."""
+
+    utterance_id: str
+    start_s: float
+    reply_due_s: float
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SaidPiece:
     """What a stream says next, and what it took.
@@ -55,6 +64,7 @@ class SaidPiece:
     was written meanwhile.
     positions: that the model has read so far. compute_s: from what is heard to sound, of this piece alone.
     first_audio_ms: until the first sound of this piece could be played; None where it has none.
+    heard: turns of the user that begin in this piece.
     """
 
     symbols: Symbols
@@ -66,6 +76,7 @@ class SaidPiece:
     positions: int
     compute_s: float
     first_audio_ms: float | None
+    heard: tuple[HeardTurn, ...]
 
     @property
     def block(self) -> SymbolBlock:
@@ -183,6 +194,7 @@ class TurnSpeaker(ABC):
                     positions=reply.positions,
                     compute_s=compute_s,
                     first_audio_ms=reply.first_audio_ms,
+                    heard=(HeardTurn(utterance_id=turn.utterance_id, start_s=start_s, reply_due_s=reply_s),),
                 ),
             )  # fmt: skip
             if end_s >= stream_s:
@@ -218,6 +230,7 @@ class FrameSpeaker(ABC):
     def speak(self, indices: Sequence[int], seed: int, stream_s: float) -> Iterator[tuple[SaidPiece, ...]]:
         """See `Speaker`; a piece is ten seconds."""
         heard = [self._heard(index) for index in indices]
+        turns = [_TurnsInFrames(self.dataset, index) for index in indices]
         blocks = math.ceil(stream_s * FRAME_RATE_HZ / BLOCK_FRAMES)
         with self.stepping(len(indices), seed, blocks * BLOCK_FRAMES) as step:
             for number in range(blocks):
@@ -229,13 +242,14 @@ class FrameSpeaker(ABC):
                 sounds = [self.dataset.codebook.to_waveform(row) for row in known]
                 compute_s = time.perf_counter() - started
                 yield tuple(
-                    self._piece(number, row.numpy(), sound, ids, compute_s)
-                    for row, sound, ids in zip(known, sounds, text, strict=True)
+                    self._piece(number, row.numpy(), sound, ids, compute_s, heard_by_row)
+                    for row, sound, ids, heard_by_row in zip(known, sounds, text, turns, strict=True)
                 )
 
     def _piece(
-        self, number: int, units: Symbols, samples: NDArray[np.float32], text: Tensor, compute_s: float
-    ) -> SaidPiece:
+        self, number: int, units: Symbols, samples: NDArray[np.float32], text: Tensor, compute_s: float,
+        turns: _TurnsInFrames,
+    ) -> SaidPiece:  # fmt: skip
         first = number * len(units)
         return SaidPiece(
             symbols=units,
@@ -248,6 +262,7 @@ class FrameSpeaker(ABC):
             compute_s=compute_s,
             # What is heard is whole after its frame; what is said to it, one step later.
             first_audio_ms=1000 * (1 / FRAME_RATE_HZ + compute_s / BLOCK_FRAMES),
+            heard=turns.begun_before((first + len(units)) / UNIT_RATE_HZ),
         )
 
     def _heard(self, index: int) -> Iterator[Tensor]:
@@ -257,6 +272,37 @@ class FrameSpeaker(ABC):
             codes = torch.full((len(units), self._heard_codebooks), self._nothing_id)
             codes[:, : units.shape[1]] = units
             yield from codes
+
+
+class _TurnsInFrames:
+    """The user's turns that a stream of frames hears, in their order, each given once."""
+
+    def __init__(self, dataset: ConversationSet, first: int) -> None:
+        self._turns = self._along(dataset, first)
+        self._next = next(self._turns)
+
+    def begun_before(self, end_s: float) -> tuple[HeardTurn, ...]:
+        found: list[HeardTurn] = []
+        while self._next.start_s < end_s:
+            found.append(self._next)
+            self._next = next(self._turns)
+        return tuple(found)
+
+    @staticmethod
+    def _along(dataset: ConversationSet, first: int) -> Iterator[HeardTurn]:
+        began = 0
+        for step in itertools.count():
+            index = (first + step) % len(dataset)
+            framed, ended = _framed(dataset, index), 0
+            own = (turn for turn in dataset[index].turns if turn.speaker == "user")
+            for turn, reply in zip(own, framed.turns, strict=True):
+                yield HeardTurn(
+                    utterance_id=turn.utterance_id,
+                    start_s=(began + ended) / FRAME_RATE_HZ,
+                    reply_due_s=(began + reply.start) / FRAME_RATE_HZ,
+                )
+                ended = reply.end
+            began += len(framed)
 
 
 def real_frames(dataset: ConversationSet, index: int, wanted: TurnFilter = every_turn) -> SymbolBlock:

@@ -14,40 +14,48 @@ from experiments.data.dataset import ConversationSet
 from experiments.data.synthetic import build_conversations
 from experiments.harness import metric_names as names
 from experiments.harness import tracking
-from experiments.harness.identity import fingerprint, flattened, plain_values
+from experiments.harness.stopping import InterruptedRunError, StopRequest
 from experiments.harness.text_table import aligned, human_bytes
-from experiments.harness.tracking import RunIdentity, RunLogger
 from experiments.spoken.arms import memory_metrics
 from experiments.spoken.backbone import spoken_backbone
-from experiments.spoken.study import set_source
 from experiments.validation import metric_names as own
 from experiments.validation.measuring import along_streams, memory_of_samples
-from experiments.validation.plan import PLANS, SKIPPED, ValidationPlan
+from experiments.validation.opened import open_validation
+from experiments.validation.plan import PLANS, ValidationPlan
+from experiments.validation.speech import CannotSpeakError, prepare_speech, speak_and_judge, speech_lines
 from experiments.validation.trained import TrainedRun, load_trained
 
-USER_ERROR = 2
+USER_ERROR, INTERRUPTED = 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 measured, 2 a mistake in the command or a run that cannot be validated."""
+    """Exit code: 0 measured, 2 a mistake in the command or a run that cannot be validated, 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
         validate(
             options.run, Path("runs").resolve(), Path(os.environ.get("TTT_DATA_CACHE", "data_cache")).resolve(),
-            options.streams, options.weights,
+            streams=options.streams, weights=options.weights, resumes=options.resume, stop=StopRequest(),
         )  # fmt: skip
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+    except InterruptedRunError as interruption:
+        print(f"{interruption}: make validate RUN={options.run} RESUME=1", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 
 def validate(
-    run_id: str, runs_dir: Path, data_dir: Path, streams: int | None = None, weights: Path | None = None
-) -> str:
-    """Measures a finished arm's run, prints a table, and gives the id of the run that all of it is logged under.
+    run_id: str, runs_dir: Path, data_dir: Path, *, stop: StopRequest, streams: int | None = None,
+    weights: Path | None = None, resumes: bool = False,
+) -> str:  # fmt: skip
+    """Measures a finished arm's run, prints what was found, and gives the id of the run that all is logged under.
 
-    streams: how many are read; None: the scale's number.
+    streams: how many are read; None: the scale's number. resumes: go on with a validation that was killed.
+    stop: is listened to while the model speaks.
+
+    Raises:
+        ValueError: the run cannot be validated. InterruptedRunError: a stop was asked for; resumed, it goes on.
     """
     uri = tracking.store_uri(runs_dir)
     tracking.prepare_store(uri)
@@ -58,19 +66,33 @@ def validate(
         conversations(trained, positions, count, data_dir)
         for positions, count in ((plan.positions, plan.streams), (plan.memory_positions, 1))
     )
-    logger = _open(uri, runs_dir, trained, plan, long)
+    speech, why_not = None, ""
+    try:
+        speech = prepare_speech(trained, plan, data_dir)
+    except CannotSpeakError as error:
+        why_not = str(error)
+    opened = open_validation(uri, runs_dir, trained, plan, long.spec, speech, resumes=resumes)
     status: tracking.RunStatus = "FAILED"
     try:
-        measured = measure(trained, plan, long, short)
-        logger.log_metrics(measured, step=0)
-        for name, why in SKIPPED.items():
-            logger.set_tag(f"{own.SKIPPED_TAG}{name}", why)
+        if not opened.has_read(
+            uri
+        ):  # before anything is spoken: what a sample takes is seen in a process that rose little
+            measured = measure(trained, plan, long, short)
+            opened.logger.log_metrics(measured, step=0)
+            opened.logger.write_pending()
+            print(f"\n{table_of(measured, plan)}\n", flush=True)
+        if speech is None:
+            opened.logger.set_tag(own.SKIPPED_TAG, why_not)
+            print(why_not)
+        else:
+            print(f"\n{speech_lines(speak_and_judge(speech, opened.logger, opened.folder, stop.listen()))}\n")
         status = "FINISHED"
+    except InterruptedRunError:
+        status = "KILLED"
+        raise
     finally:
-        logger.close(status)
-    print(f"\n{table_of(measured, plan)}\n")
-    print(*(f"{name}: {why}" for name, why in SKIPPED.items()), sep="\n")
-    return logger.run_id
+        opened.close(status)
+    return opened.logger.run_id
 
 
 def conversations(trained: TrainedRun, positions: int, count: int, data_dir: Path) -> ConversationSet:
@@ -124,24 +146,10 @@ def table_of(measured: dict[str, float], plan: ValidationPlan) -> str:
     return "\n".join(lines)
 
 
-def _open(uri: str, runs_dir: Path, trained: TrainedRun, plan: ValidationPlan, streams: ConversationSet) -> RunLogger:
-    """A run in the MLflow experiment `validation`, named after what it validates."""
-    tags, experiment = trained.run.tags, trained.experiment
-    identity = RunIdentity(
-        experiment=own.EXPERIMENT, role="arm", arm=f"{experiment.recipe}, {tags['arm']}", seed=experiment.seed,
-        scale=experiment.scale, is_adhoc=tags.get("adhoc") != "false",
-        config_fingerprint=fingerprint([tags["config_fingerprint"], plain_values(plan)]), parent_run_id=None,
-        data_sources=(set_source(streams.spec),),
-    )  # fmt: skip
-    known = tracking.experiment_id_of(uri, own.EXPERIMENT, runs_dir)
-    logger = RunLogger.start(uri, known, identity, flattened({"recipe": experiment.recipe, "plan": plain_values(plan)}))
-    logger.set_tag(own.VALIDATED_RUN_TAG, trained.run.run_id)
-    return logger
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.validation", description=__doc__)
     parser.add_argument("run", metavar="RUN", help="id of a finished arm's run on spoken conversations")
     parser.add_argument("--streams", type=int, help="how many streams are read (default: by scale)")
+    parser.add_argument("--resume", action="store_true", help="go on with a validation of that run that was killed")
     parser.add_argument("--weights", type=Path, help="the checkpoint folder that the run was built from, if any")
     return parser
