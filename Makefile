@@ -132,7 +132,7 @@ curriculum: $(STAMP) ## stages 1 to 4 of a backbone in a row, and one table (BAC
 
 validate: $(STAMP) ## measure a finished arm's run along 64k positions, let it speak, and write runs/checklist.html (RUN=its id [RESUME=1])
 	@test -n "$(RUN)" || { echo "make validate: name an arm's run with RUN=..., its id as MLflow shows it" >&2; exit 2; }
-	$(VENV_PYTHON) -m experiments.validation "$(RUN)" $(if $(RESUME),--resume) $(ARGS)
+	$(VENV_PYTHON) -m experiments.validation "$(RUN)" $(if $(filter 1 yes true,$(RESUME)),--resume) $(ARGS)
 	$(VENV_PYTHON) -m analysis checklist "$(RUN)"
 
 recipes: $(STAMP) ## run every recipe but the stages behind the first, one after the other (SCALE=smoke: minutes; cpu: some three and a half hours on 2 cores)

@@ -49,10 +49,10 @@ def simulated_test(root: Path, items: int, labels: tuple[str, ...] = ("ttt", "wi
 
 
 class Clock:
-    """Stands in for the time that stores read; every look is a second later."""
+    """Stands in for the time that stores read; every look is a step later."""
 
-    def __init__(self) -> None:
-        self._ticks = itertools.count(1_700_000_000)
+    def __init__(self, step_s: int = 1) -> None:
+        self._ticks = itertools.count(1_700_000_000, step_s)
 
     def time(self) -> float:
         return float(next(self._ticks))

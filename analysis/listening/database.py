@@ -9,7 +9,7 @@ import sqlite3
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,7 +61,8 @@ class AnswerError(ValueError):
 @dataclass(frozen=True, kw_only=True)
 class Test:
     """What a test is. digest: of the sounds and all that the plan was drawn from. raters: how many must finish before
-    anything is judged. systems: {label, is_ttt, origins} of each. is_simulated: programs answer, not people."""
+    anything is judged. systems: {label, is_ttt, origins} of each. is_simulated: programs answer, not people. places:
+    {item: share of the stream that lies before it} of excerpts of long streams."""
 
     __test__ = False  # pytest would collect it
 
@@ -71,6 +72,7 @@ class Test:
     question: str
     is_simulated: bool
     systems: tuple[dict[str, Any], ...]
+    places: dict[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, kw_only=True)

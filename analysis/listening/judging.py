@@ -202,18 +202,22 @@ def _strengths(wins: Any) -> Any:
     return ilsr_pairwise_dense(wins + prior)
 
 
-def _preference_for_ttt(judgements: Table, ttt: set[str], seed: int) -> Preference | None:
-    """TTT as the first, whatever stands against it; pairs of two TTT systems, or of none, take no part."""
+def turned_to_ttt(judgements: Table, ttt: set[str]) -> Table:
+    """Judgements of pairs with TTT on one side alone, outcomes as if TTT were the first of each."""
     first, second = judgements["first"].isin(ttt), judgements["second"].isin(ttt)
     rows = judgements[first != second]
-    if rows.empty:
-        return None
     turned = {FIRST: SECOND, TIE: TIE, SECOND: FIRST}
     outcomes = [
         outcome if is_first else turned[outcome]
         for outcome, is_first in zip(rows["outcome"], rows["first"].isin(ttt), strict=True)
     ]
-    return preference(rows.assign(outcome=outcomes), "TTT", "no TTT", seed)
+    return rows.assign(outcome=outcomes)
+
+
+def _preference_for_ttt(judgements: Table, ttt: set[str], seed: int) -> Preference | None:
+    """TTT as the first, whatever stands against it; pairs of two TTT systems, or of none, take no part."""
+    rows = turned_to_ttt(judgements, ttt)
+    return None if rows.empty else preference(rows, "TTT", "no TTT", seed)
 
 
 def _report(code: str, answers: Sequence[Answer], trials: int) -> RaterReport:

@@ -90,6 +90,11 @@ def metrics_of(results: Results, judged: Judged, of_ttt: Preference) -> dict[str
         "listening/items": float(of_ttt.items),
         "listening/judgements": float(all_judgements),
     }
+    for each in results.along:
+        if each.early.first == of_ttt.first and each.early.second == of_ttt.second:
+            found |= with_ends(f"{SHARE_WON}_first_quarter", each.early.share)
+            found |= with_ends(f"{SHARE_WON}_last_quarter", each.late.share)
+            found |= with_ends(f"{SHARE_WON}_late_less_early", each.change)
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import os
 import secrets
@@ -14,9 +17,10 @@ from pathlib import Path
 import numpy
 
 from analysis.listening.database import Database, StoredClip, StoredPair, Test, create
+from analysis.listening.excerpts import choose_excerpts, excerpt_wav
 from analysis.listening.levels import Clip, at_rate, common_rate_hz, degraded, level_matched, read_clip, wav_bytes
 from analysis.listening.plan import CATCH_SHARE, MOST_PAIRS, ItemPair, choose_pairs, hidden
-from analysis.listening.systems import System, labels_of_ttt, shared_items
+from analysis.listening.systems import Sound, System, labels_of_ttt, shared_items
 
 DATABASE_FILE, CLIPS_FOLDER = "listening.db", "clips"
 QUESTION = "Which of the two would you rather listen to?"
@@ -71,10 +75,11 @@ def prepare(
     """
     if options.raters < FEWEST_RATERS:
         raise ValueError(f"{options.raters} raters show nothing; plan {FEWEST_RATERS} or more (--raters)")
+    systems = with_excerpts(systems, options, tell)
     items, alone = shared_items(systems)
     if alone:
         tell(f"left out, because only one system has it: {', '.join(alone)}")
-    ttt = labels_of_ttt([system.label for system in systems], options.ttt)
+    ttt = labels_of_ttt(systems, options.ttt)
     parts, digest = _digested(systems, items, options, ttt)
     path = folder / DATABASE_FILE
     if path.is_file():
@@ -87,9 +92,56 @@ def prepare(
             {"label": each.label, "is_ttt": each.label in ttt, "origins": [origin.plain() for origin in each.origins]}
             for each in systems
         ),
+        places={
+            name: sound.along for each in systems for name, sound in each.sounds.items() if sound.along is not None
+        },
     )  # fmt: skip
     _write(folder, {system.label: system for system in systems}, pairs, test, options, tell)
     return Database(path)
+
+
+def with_excerpts(systems: Sequence[System], options: TestOptions, tell: Callable[[str], None]) -> Sequence[System]:
+    """The systems with excerpts of their long streams as sounds; as they are where none has long streams.
+
+    Raises:
+        ValueError: excerpts were asked for by hand, or there is no place at which two systems speak.
+    """
+    names = [name for system in systems for name in system.streams]
+    if not names:
+        return systems
+    if options.excerpts:
+        raise ValueError("long streams are cut at their pauses, minute by minute: leave out --excerpts")
+    shared = {
+        name: {system.label: system.streams[name] for system in systems if name in system.streams}
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    }
+    alone = sorted(set(names) - set(shared))
+    if alone:
+        tell(f"left out, because only one system has it: {', '.join(alone)}")
+    if not shared:
+        raise ValueError(
+            f"the systems share no stream: {', '.join(f'{s.label} has {sorted(s.streams)}' for s in systems)}; compare "
+            "runs of the same seed, or folders"
+        )
+    most_systems = max(map(len, shared.values()))
+    chosen = choose_excerpts(
+        shared, -(-options.most_pairs // len(list(itertools.combinations(range(most_systems), 2))))
+    )
+    for line in chosen.lines():
+        tell(line)
+    by_label: dict[str, dict[str, Sound]] = {system.label: {} for system in systems}
+    for item in chosen.items:
+        for label, cut in item.cuts.items():
+            stream = shared[item.stream][label]
+            name = f"{stream.audio} from {cut.start_s:.1f} s on"
+            by_label[label][item.name] = Sound(
+                name=name, read=functools.partial(excerpt_wav, stream, cut, name), along=item.along
+            )
+    return [
+        dataclasses.replace(system, sounds={**system.sounds, **by_label[system.label]}, streams={})
+        for system in systems
+    ]
 
 
 def check_clips(database: Database) -> None:

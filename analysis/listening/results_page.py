@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from analysis.listening.along import FEWEST_ITEMS_OF_A_PART
 from analysis.listening.judging import FIRST, MOST_CATCHES_FAILED_SHARE, SECOND, TIE, Preference
 from analysis.listening.pictures import pictures_of
 from analysis.listening.plan import power_lines
@@ -51,7 +52,7 @@ def page(results: Results) -> str:
     return environment.get_template("results.html").render(
         results=results, judged=results.judged, numbers=_numbers(results), preferences=_preferences(results),
         pictures=pictures_of(results), items=_by_item(results), power=power_lines(results.pairs, results.test.raters),
-        most_failed=MOST_CATCHES_FAILED_SHARE,
+        most_failed=MOST_CATCHES_FAILED_SHARE, fewest_of_a_part=FEWEST_ITEMS_OF_A_PART,
     )  # fmt: skip
 
 
@@ -64,6 +65,16 @@ def lines(results: Results) -> list[str]:
             f"{each.first} over {each.second}: won {each.won}, ties {each.ties}, lost {each.lost} "
             f"on {each.items} items; {shown_share(each.share)}, ties halved {shown_share(each.share_ties_halved)}; "
             f"binomial p one-sided {each.one_sided:.2g}, two-sided {each.two_sided:.2g}"
+        )
+    for each in results.along:
+        parts = [
+            f"{name} {part.won} won, {part.ties} ties, {part.lost} lost on {part.items} items, "
+            f"{shown_share(part.share)}"
+            for name, part in (("first quarter", each.early), ("last quarter", each.late))
+        ]
+        found.append(
+            f"{each.early.first} over {each.early.second} along the streams: {'; '.join(parts)}; "
+            f"late less early {shown(each.change)}"
         )
     if results.judged is not None:
         strengths = ", ".join(f"{label} {shown(each)}" for label, each in results.judged.strengths.items())
@@ -97,6 +108,14 @@ def values(results: Results) -> dict[str, Any]:
                 "p_one_sided": each.one_sided, "p_two_sided": each.two_sided,
             }
             for each in _preferences(results)
+        ],
+        "along_streams": [
+            {
+                "first": each.early.first, "second": each.early.second, "items_early": each.early.items,
+                "items_late": each.late.items, "share_first_quarter": _plain(each.early.share),
+                "share_last_quarter": _plain(each.late.share), "late_less_early": _plain(each.change),
+            }
+            for each in results.along
         ],
         "strengths": {label: _plain(each) for label, each in judged.strengths.items()} if judged else {},
         "krippendorff_alpha": judged.alpha if judged else None,

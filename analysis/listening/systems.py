@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from analysis.artifacts import artifact_names, read_artifact
+from analysis.listening.streams import LongStream, has_streams, streams_in, streams_of_run
 from analysis.runs import LoggedRun
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ QUESTION_LINE = "question"
 """How a line of the text beside a sound begins that says what it answers: `question (spoken): Who called?`."""
 SHORTEST_PREFIX = 6
 TTT_LABEL = "ttt"
+MIXER = "arm.mixer"
+"""Parameter of a run that speaks: the arm that trained its model."""
 UNKNOWN = "unknown"
 
 
@@ -47,20 +50,25 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class Sound:
-    """One sound file of a system. question: what it answers, as the text beside it says; empty where it does not."""
+    """One sound file of a system, or an excerpt of a long stream. question: what it answers, as the text beside it
+    says; empty where it does not. along: share of the stream that lies before the excerpt."""
 
     name: str
     read: Callable[[], bytes] = field(repr=False)
     question: str = ""
+    along: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """What is compared. sounds: by item; the same item in two systems is the same question to both."""
+    """What is compared. sounds: by item; the same item in two systems is the same question to both. streams: long
+    ones, of which excerpts become items. is_ttt: what its runs say; of folders and other runs the label does."""
 
     label: str
     sounds: Mapping[str, Sound]
     origins: tuple[Origin, ...]
+    streams: Mapping[str, LongStream] = field(default_factory=dict[str, LongStream])
+    is_ttt: bool = False
 
 
 def systems_of(arguments: Sequence[str], open_runs: Callable[[], Store]) -> list[System]:
@@ -113,19 +121,26 @@ def shared_items(systems: Sequence[System]) -> tuple[dict[str, list[str]], list[
     return shared, sorted(set(having) - set(shared))
 
 
-def labels_of_ttt(labels: Sequence[str], named: Sequence[str]) -> tuple[str, ...]:
-    """Which systems count as TTT: those that are named, else those whose label begins with `ttt`.
+def labels_of_ttt(systems: Sequence[System], named: Sequence[str]) -> tuple[str, ...]:
+    """Which systems count as TTT: those that are named, else those whose label begins with `ttt`, or whose runs spoke
+    with a model that has TTT.
 
     Raises:
         ValueError: a name is that of no system.
     """
+    labels = [system.label for system in systems]
     unknown = sorted(set(named) - set(labels))
     if unknown:
         raise ValueError(f"no system is called {', '.join(unknown)}; the systems are {', '.join(labels)}")
-    return tuple(named) or tuple(label for label in labels if label.lower().startswith(TTT_LABEL))
+    return tuple(named) or tuple(
+        system.label for system in systems if system.is_ttt or system.label.lower().startswith(TTT_LABEL)
+    )
 
 
 def _of_folder(label: str, folder: Path) -> System:
+    origins = (Origin(place=folder.resolve().name),)
+    if has_streams(folder):  # an arm's folder, as its run left it
+        return System(label=label, sounds={}, origins=origins, streams=streams_in(folder))
     sounds: dict[str, Sound] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in SOUND_SUFFIXES or path.stem.endswith(EXPECTED_SUFFIX):
@@ -136,7 +151,7 @@ def _of_folder(label: str, folder: Path) -> System:
         sounds[item] = Sound(name=str(path), read=path.read_bytes, question=_question_in(_text_beside(path)))
     if not sounds:
         raise ValueError(f"the folder {folder} holds no sound ({', '.join(SOUND_SUFFIXES)}); name another")
-    return System(label=label, sounds=sounds, origins=(Origin(place=folder.resolve().name),))
+    return System(label=label, sounds=sounds, origins=origins)
 
 
 def _text_beside(path: Path) -> str:
@@ -152,11 +167,17 @@ def _of_run(label: str, run: LoggedRun, store: Store) -> list[System]:
         arms = [each for each in of_recipe if each.parent_run_id == run.run_id and each.status == "FINISHED"]
     found: list[System] = []
     for arm in arms:
-        sounds = _sounds_of(arm, store)
+        streams = streams_of_run(arm)
+        # Its sounds in the store are the beginning and the end of the stream.
+        sounds = {} if streams else _sounds_of(arm, store)
         name = arm.arm or arm.tags.get("mlflow.runName", arm.run_id[:8])
-        if sounds:
+        if sounds or streams:
             called = name if not label else label if run.role != "experiment" else f"{label}-{name}"
-            found.append(System(label=called, sounds=sounds, origins=(_origin(arm),)))
+            is_ttt = arm.params.get(MIXER, "").startswith(TTT_LABEL)
+            origins = (_origin(arm),)
+            found.append(System(label=called, sounds=sounds, origins=origins, streams=streams, is_ttt=is_ttt))
+    if any(system.streams for system in found):  # beside arms that speak stand the trainings of their models
+        found = [system for system in found if system.streams]
     if not found:
         raise ValueError(
             f"run {run.run_id} ({run.experiment}, {run.scale or 'no scale'}) has left no sound: none of "
@@ -228,7 +249,7 @@ def _pooled(parts: Sequence[System]) -> list[System]:
         if known is None:
             pooled[part.label] = part
             continue
-        twice = sorted(set(known.sounds) & set(part.sounds))
+        twice = sorted({*known.sounds, *known.streams} & {*part.sounds, *part.streams})
         if twice:
             raise ValueError(
                 f"the system {part.label} has {_few(twice)} twice, from {known.origins[-1].place} and from "
@@ -236,8 +257,9 @@ def _pooled(parts: Sequence[System]) -> list[System]:
                 f"b={part.origins[0].place}'"
             )
         pooled[part.label] = System(
-            label=part.label, sounds={**known.sounds, **part.sounds}, origins=(*known.origins, *part.origins)
-        )
+            label=part.label, sounds={**known.sounds, **part.sounds}, origins=(*known.origins, *part.origins),
+            streams={**known.streams, **part.streams}, is_ttt=known.is_ttt or part.is_ttt,
+        )  # fmt: skip
     return list(pooled.values())
 
 

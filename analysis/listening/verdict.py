@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
+from analysis.listening.along import AlongStream, along_streams
 from analysis.listening.database import Answer, Database, Test
 from analysis.listening.judging import (
     Judged,
@@ -26,7 +27,8 @@ MARGIN = 0.5
 @dataclass(frozen=True, kw_only=True)
 class Results:
     """A test's results. refusals: why there is no verdict, empty where there is one. judged: None until enough raters
-    have finished, so that nobody stops when the numbers please. digest: of all answers and what they were given to."""
+    have finished, so that nobody stops when the numbers please; nor is `along`, how preferences change from the first
+    quarter of long streams to the last. digest: of all answers and what they were given to."""
 
     test: Test
     raters: tuple[RaterReport, ...]
@@ -34,6 +36,7 @@ class Results:
     refusals: tuple[str, ...]
     pairs: int
     digest: str
+    along: tuple[AlongStream, ...] = ()
 
     @property
     def counted(self) -> tuple[str, ...]:
@@ -71,12 +74,14 @@ def results_of(database: Database) -> Results:
         refusals.append("no pair has TTT on one side only (labels that begin with ttt, or --ttt)")
     elif items < FEWEST_ITEMS:
         refusals.append(f"{items} items with TTT on one side; an interval over items takes {FEWEST_ITEMS}")
-    found = None
+    found, along = None, ()
     if len(counted) >= needed:
-        found = judged(judgement_table(answers, pairs, counted), ttt, test.seed)
+        judgements = judgement_table(answers, pairs, counted)
+        found = judged(judgements, ttt, test.seed)
+        along = along_streams(judgements, set(ttt), test.places, test.seed)
     return Results(
         test=test, raters=reports, judged=found, refusals=tuple(refusals),
-        pairs=sum(each.kind == "pair" for each in pairs), digest=_digest(test, answers),
+        pairs=sum(each.kind == "pair" for each in pairs), digest=_digest(test, answers), along=along,
     )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,14 +101,17 @@ def real_speech_line(real: RealSummary) -> str:
 
 def speech_lines(measured: dict[str, float]) -> str:
     """What was found, for the terminal."""
-    first_audio_ms = measured.get(names.FIRST_AUDIO_MS, math.nan)
-    growth = measured.get(names.STATE_BYTES_PER_MINUTE, math.nan)
+    first_audio_ms = measured.get(names.FIRST_AUDIO_MS)
+    growth = measured.get(names.STATE_BYTES_PER_MINUTE)
     alarms = measured[names.ALARMS_PER_HOUR] * measured[names.STREAM_SECONDS] / 3600
     first_s = measured.get(names.FIRST_ALARM_S)
+    latency = "no sound at all" if first_audio_ms is None else f"first audio after {first_audio_ms:.0f} ms"
+    grows = "too few pieces to tell by how much it grows"
+    if growth is not None:
+        grows = f"growing by {growth:,.0f} bytes a minute over the second half"
     return "\n".join([
         f"spoke {measured[names.STREAM_SECONDS]:,.0f} s, {measured[names.REAL_TIME_FACTOR]:.3f} s of compute a second, "
-        f"first audio after {first_audio_ms:.0f} ms",
-        f"held at the end: {human_bytes(measured[names.STATE_BYTES_AT_THE_END])}, growing by {growth:,.0f} bytes a "
-        "minute over the second half",
+        f"{latency}",
+        f"held at the end: {human_bytes(measured[names.STATE_BYTES_AT_THE_END])}, {grows}",
         f"alarms: {alarms:.0f}" + ("" if first_s is None else f", the first at {first_s:,.0f} s"),
     ])  # fmt: skip
