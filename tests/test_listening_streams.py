@@ -99,7 +99,7 @@ def test_items_lie_from_the_first_minute_to_the_last_in_the_same_minute_of_all(t
         for label, extra in (("a", 0.0), ("b", 30.0))
     }
     chosen = choose_excerpts({"s": streams}, 13)
-    assert len(chosen.items) == 13 and chosen.items[0].along == 0 and chosen.items[-1].along == 0.9
+    assert len(chosen.items) == 13 and [chosen.items[n].along for n in (0, -1)] == [7.5 / 400, 367.5 / 400]
     assert {int(item.name[-6:-3]) for item in chosen.items} == set(range(7))
     ended = dict.fromkeys(streams, 0.0)
     for item in chosen.items:
@@ -164,7 +164,8 @@ def test_a_rater_learns_no_minute_and_the_test_keeps_it(tmp_path: Path) -> None:
     pairs = [each for each in database.pairs() if each.kind == "pair"]
     assert len(pairs) == 12 == len(database.test.places)
     assert [database.test.places[each.pair.item] for each in pairs] == sorted(database.test.places.values())
-    assert any(re.match("12 items of long streams, cut at pauses, from 0 % to 9", line) for line in told)
+    assert any(re.match("12 items of long streams, cut at pauses, from 2 % to 9", line) for line in told)
+    assert database.test.notes and database.test.notes == told[:3]
     clips = list((tmp_path / "test" / "clips").iterdir())
     assert all(re.fullmatch(r"[0-9a-f]{32}\.wav", clip.name) and clip.stat().st_mtime == 0 for clip in clips)
     again = prepare(tmp_path / "test", systems, TestOptions(most_pairs=12, is_simulated=True))
@@ -196,7 +197,7 @@ def test_preferences_early_and_late_are_told_with_intervals_where_items_allow(
     assert whole.early.share.low == pytest.approx(0.025 ** (1 / 11)) and whole.change.is_known
     [page, table, values, *_] = write_results(results, tmp_path / "results")
     assert "From the first quarter of the streams to the last" in page.read_text()
-    assert "late less early -1.00" in table.read_text()
+    assert "late less early -1.00" in table.read_text() and "0 of 44 excerpts of window" in table.read_text()
     assert json.loads(values.read_text())["along_streams"][0]["share_last_quarter"]["value"] == 0
 
 

@@ -37,7 +37,7 @@ def add_commands(subparsers: Subparsers) -> None:
     test.add_argument("--pairs", type=int, default=60, help="at most so many (default: %(default)s; 40 to 60 advised)")
     test.add_argument("--raters", type=int, default=FEWEST_RATERS, help="planned, before anything is judged")
     test.add_argument(
-        "--excerpts", nargs="+", default=[], metavar="START:SECONDS", help="parts of long sounds, as items"
+        "--excerpts", nargs="+", default=[], metavar="START:SECONDS", help="parts of long sounds in folders"
     )
     test.add_argument("--question", default=QUESTION, help="default: %(default)s")
     test.add_argument("--seed", type=int, default=0, help="of pairs, order and sides (default: %(default)s)")

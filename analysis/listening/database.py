@@ -62,7 +62,7 @@ class AnswerError(ValueError):
 class Test:
     """What a test is. digest: of the sounds and all that the plan was drawn from. raters: how many must finish before
     anything is judged. systems: {label, is_ttt, origins} of each. is_simulated: programs answer, not people. places:
-    {item: share of the stream that lies before it} of excerpts of long streams."""
+    {item: share of the stream that lies before it} of excerpts of long streams; notes: what was left out of those."""
 
     __test__ = False  # pytest would collect it
 
@@ -73,6 +73,7 @@ class Test:
     is_simulated: bool
     systems: tuple[dict[str, Any], ...]
     places: dict[str, float] = field(default_factory=dict[str, float])
+    notes: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ class Cut:
 @dataclass(frozen=True, kw_only=True)
 class StreamItem:
     """A place in the streams called `stream` at which two systems or more speak. along: share of the stream that lies
-    before it. same_turn: all begin at the reply to the same turn of the user."""
+    before the middle of its 15 s. same_turn: all begin at the reply to the same turn of the user."""
 
     name: str
     stream: str
@@ -135,7 +135,7 @@ def _at_slot(
         return None
     minute, second = divmod(round(slot_s), round(MINUTE_S))
     return StreamItem(
-        name=f"{name} minute {minute:03d}:{second:02d}", stream=name, along=slot_s / shared_s,
+        name=f"{name} minute {minute:03d}:{second:02d}", stream=name, along=(slot_s + SLOT_S / 2) / shared_s,
         same_turn=targets is not None, cuts=cuts,
     )  # fmt: skip
 

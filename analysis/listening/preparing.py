@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
+import math
 import os
 import secrets
 import shutil
@@ -75,7 +75,9 @@ def prepare(
     """
     if options.raters < FEWEST_RATERS:
         raise ValueError(f"{options.raters} raters show nothing; plan {FEWEST_RATERS} or more (--raters)")
-    systems = with_excerpts(systems, options, tell)
+    systems, notes = with_excerpts(systems, options)
+    for line in notes:
+        tell(line)
     items, alone = shared_items(systems)
     if alone:
         tell(f"left out, because only one system has it: {', '.join(alone)}")
@@ -92,6 +94,7 @@ def prepare(
             {"label": each.label, "is_ttt": each.label in ttt, "origins": [origin.plain() for origin in each.origins]}
             for each in systems
         ),
+        notes=notes,
         places={
             name: sound.along for each in systems for name, sound in each.sounds.items() if sound.along is not None
         },
@@ -100,15 +103,17 @@ def prepare(
     return Database(path)
 
 
-def with_excerpts(systems: Sequence[System], options: TestOptions, tell: Callable[[str], None]) -> Sequence[System]:
-    """The systems with excerpts of their long streams as sounds; as they are where none has long streams.
+def with_excerpts(systems: Sequence[System], options: TestOptions) -> tuple[Sequence[System], list[str]]:
+    """The systems with excerpts of their long streams as sounds, and lines on what was chosen and left out.
+
+    Where none has long streams, the systems as they are.
 
     Raises:
         ValueError: excerpts were asked for by hand, or there is no place at which two systems speak.
     """
     names = [name for system in systems for name in system.streams]
     if not names:
-        return systems
+        return systems, []
     if options.excerpts:
         raise ValueError("long streams are cut at their pauses, minute by minute: leave out --excerpts")
     shared = {
@@ -116,20 +121,13 @@ def with_excerpts(systems: Sequence[System], options: TestOptions, tell: Callabl
         for name in dict.fromkeys(names)
         if names.count(name) > 1
     }
-    alone = sorted(set(names) - set(shared))
-    if alone:
-        tell(f"left out, because only one system has it: {', '.join(alone)}")
     if not shared:
-        raise ValueError(
-            f"the systems share no stream: {', '.join(f'{s.label} has {sorted(s.streams)}' for s in systems)}; compare "
-            "runs of the same seed, or folders"
-        )
-    most_systems = max(map(len, shared.values()))
-    chosen = choose_excerpts(
-        shared, -(-options.most_pairs // len(list(itertools.combinations(range(most_systems), 2))))
-    )
-    for line in chosen.lines():
-        tell(line)
+        listed = "; ".join(f"{system.label} has {', '.join(sorted(system.streams))}" for system in systems)
+        raise ValueError(f"the systems share no stream: {listed}. Compare runs of one seed, or folders with folders")
+    alone = sorted(set(names) - set(shared))
+    notes = [f"left out, because only one system has it: {', '.join(alone)}"] if alone else []
+    pairs_an_item = math.comb(max(map(len, shared.values())), 2)
+    chosen = choose_excerpts(shared, math.ceil(options.most_pairs / pairs_an_item))
     by_label: dict[str, dict[str, Sound]] = {system.label: {} for system in systems}
     for item in chosen.items:
         for label, cut in item.cuts.items():
@@ -138,10 +136,11 @@ def with_excerpts(systems: Sequence[System], options: TestOptions, tell: Callabl
             by_label[label][item.name] = Sound(
                 name=name, read=functools.partial(excerpt_wav, stream, cut, name), along=item.along
             )
-    return [
+    heard = [
         dataclasses.replace(system, sounds={**system.sounds, **by_label[system.label]}, streams={})
         for system in systems
     ]
+    return heard, [*notes, *chosen.lines()]
 
 
 def check_clips(database: Database) -> None:

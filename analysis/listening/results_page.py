@@ -59,7 +59,7 @@ def page(results: Results) -> str:
 def lines(results: Results) -> list[str]:
     """The results in plain text; raters by number."""
     found = ["SIMULATED: programs answered this test."] if results.test.is_simulated else []
-    found.append(results.verdict)
+    found += [results.verdict, *results.test.notes]
     for each in _preferences(results):
         found.append(
             f"{each.first} over {each.second}: won {each.won}, ties {each.ties}, lost {each.lost} "
