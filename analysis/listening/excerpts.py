@@ -63,10 +63,11 @@ class Chosen:
 
     def lines(self) -> list[str]:
         """For who makes the test; a rater learns none of it."""
-        minutes = [round(100 * each.along) for each in self.items]
+        first, last = (round(100 * self.items[place].along) for place in (0, -1))
+        count = f"{len(self.items)} item{'' if len(self.items) == 1 else 's'}"
         told = [
-            f"{len(self.items)} items of long streams, cut at pauses, from {minutes[0]} % to {minutes[-1]} % of their "
-            f"way; {sum(each.same_turn for each in self.items)} begin at the reply to the same turn of the user"
+            f"{count} of long streams, cut at pauses, from {first} % to {last} % of their way; "
+            f"{sum(each.same_turn for each in self.items)} of them at the reply to the same turn of the user"
         ]
         for label, looked_at in sorted(self.looked_at.items()):
             told.append(

@@ -25,7 +25,7 @@ def pictures_of(results: Results) -> list[Picture]:
 
 def _shares(judged: Judged, caption: str) -> Picture:
     shown: list[Preference] = [*([judged.of_ttt] if judged.of_ttt else []), *judged.preferences]
-    rows = [(f"{each.first} over {each.second}", each.share.value, each.share.low, each.share.high) for each in shown]
+    rows = [(f"{each.first}\nover {each.second}", each.share.value, each.share.low, each.share.high) for each in shown]
     figure, axes = panel("share of judgements (a tie is not won)", "", rows_height(len(rows)))
     draw_points(axes, pandas.DataFrame(rows, columns=["pair", "value", "low", "high"]), "pair")
     axes.set_xlim(-0.02, 1.02)

@@ -170,7 +170,8 @@ def _of_run(label: str, run: LoggedRun, store: Store) -> list[System]:
         streams = streams_of_run(arm)
         # Its sounds in the store are the beginning and the end of the stream.
         sounds = {} if streams else _sounds_of(arm, store)
-        name = arm.arm or arm.tags.get("mlflow.runName", arm.run_id[:8])
+        # A validation's arm is "moshi-stage1, ttt-mlp"; in a list of systems that would be two.
+        name = arm.arm.replace(", ", " ") or arm.tags.get("mlflow.runName", arm.run_id[:8])
         if sounds or streams:
             called = name if not label else label if run.role != "experiment" else f"{label}-{name}"
             is_ttt = arm.params.get(MIXER, "").startswith(TTT_LABEL)
