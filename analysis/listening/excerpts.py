@@ -1,4 +1,4 @@
-"""Excerpts of about 10 s from long streams, cut at pauses: from the same minute of every system, first to last."""
+"""Excerpts of some 10 s from long streams, cut at pauses, in the same minute of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Long streams of speech that runs leave in their folders: where they are, what they heard, their sound by offset."""
+"""Long streams that runs left on disk: where they are, what they heard, read by offset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The MLflow run and the folder of one validation: new ones, or those of one that was killed and goes on."""
+"""The MLflow run and folder of one validation: new ones, or those that it goes on in."""
 
 from __future__ import annotations
 

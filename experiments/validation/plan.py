@@ -1,4 +1,4 @@
-"""How a run is validated at each scale: what is read, how long is spoken, which positions are compared."""
+"""How a run is validated at each scale: what is read, and how long is spoken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The validated model speaks one long stream, which is judged and logged as long-generation's are."""
+"""The validated model speaks one long stream, judged and logged as long-generation's."""
 
 from __future__ import annotations
 
