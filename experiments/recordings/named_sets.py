@@ -25,8 +25,12 @@ def find_prepared(name_or_path: str, data_dir: str | Path) -> Path:
     given = Path(name_or_path).expanduser()
     if (given / STATE_FILE).is_file():
         return given.resolve()
-    if _NAME.fullmatch(name_or_path) and (prepared_folder(name_or_path, data_dir) / STATE_FILE).is_file():
-        return prepared_folder(name_or_path, data_dir)
+    if _NAME.fullmatch(name_or_path):
+        named = prepared_folder(name_or_path, data_dir)
+        if (named / STATE_FILE).is_file():
+            return named
+        if named.is_dir():
+            raise ValueError(f"{named} was begun and never finished: run the same `make data` again, it goes on")
     home = Path(data_dir).expanduser().resolve() / "recordings"
     there = sorted(path.parent.name for path in home.glob(f"*/{STATE_FILE}"))
     raise ValueError(

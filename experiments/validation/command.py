@@ -19,6 +19,7 @@ from experiments.harness.text_table import aligned, human_bytes
 from experiments.harness.tracking import RunIdentity, RunLogger
 from experiments.spoken.arms import memory_metrics
 from experiments.spoken.backbone import spoken_backbone
+from experiments.spoken.recorded_plan import RecordedPlan
 from experiments.spoken.study import set_source
 from experiments.validation import metric_names as own
 from experiments.validation.measuring import along_streams, memory_of_samples
@@ -52,6 +53,11 @@ def validate(
     uri = tracking.store_uri(runs_dir)
     tracking.prepare_store(uri)
     trained = load_trained(uri, run_id, weights)
+    if isinstance(trained.experiment.data, RecordedPlan):
+        raise ValueError(
+            f"run {run_id} was trained on own recordings ({trained.experiment.data.name}), and validation asks for "
+            "facts of synthetic conversations; its loss along held-out recordings is in its own run: loss_by_position"
+        )
     plan = PLANS[trained.experiment.scale]
     plan = plan if streams is None else dataclasses.replace(plan, streams=streams)
     long, short = (
