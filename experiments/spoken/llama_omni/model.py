@@ -70,8 +70,9 @@ def check_data(config: LlamaOmniExperiment, dataset: ConversationSet) -> None:
     )
     if dataset.codebook.n_mels != model.speech_encoder_mel_bins:
         raise ValueError(
-            f"the data has {dataset.codebook.n_mels} mel bands, the model's encoder reads {model.speech_encoder_mel_bins}; "
-            "make n_mels of the data (recordings: --n-mels) and model.speech_encoder_mel_bins equal"
+            f"the data has {dataset.codebook.n_mels} mel bands, the model's encoder reads "
+            f"{model.speech_encoder_mel_bins}; make n_mels of the data (recordings: --n-mels) and "
+            "model.speech_encoder_mel_bins equal"
         )
 
 
