@@ -16,6 +16,7 @@ SCALE ?= cpu
 SEED ?= 0
 ARM ?=
 WEIGHTS ?=
+DATA ?=
 RESUME ?=
 ARGS ?=
 
@@ -27,6 +28,7 @@ ifneq ($(filter data,$(MAKECMDGOALS)),)
 $(if $(and $(SOURCE),$(NAME)),,$(error give SOURCE=/path/to/recordings and NAME=name-of-the-set))
 endif
 RECIPE_OPTIONS = --scale $(SCALE) --seed $(SEED) $(foreach arm,$(ARM),--arm $(arm)) $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
+	$(if $(DATA),--data "$(DATA)") \
 	$(if $(filter 1 yes true,$(RESUME)),--resume) $(ARGS)
 
 # pytest: processes of one thread each. A file's tests share a process, so that what its fixtures prepare is prepared once.
@@ -57,7 +59,7 @@ endif
 help: ## list every target and every recipe
 	@echo "Targets:"
 	@awk -F ':.*## ' '/^[a-z][a-zA-Z%-]*:.*## / { sub("%", "NAME", $$1); printf "  make %-16s %s\n", $$1, $$2 }' Makefile
-	@echo "Recipes (make exp-NAME SCALE=smoke|cpu|gpu|full SEED=0 [ARM=...] [WEIGHTS=...] [RESUME=1] [ARGS=...]):"
+	@echo "Recipes (make exp-NAME SCALE=smoke|cpu|gpu|full SEED=0 [ARM=...] [WEIGHTS=...] [DATA=...] [RESUME=1] [ARGS=...]):"
 	@awk 'FNR == 1 { name = FILENAME; sub(".*/", "", name); sub("[.]py$$", "", name); gsub("_", "-", name); \
 		line = $$0; gsub("^[rR]?\"\"\"|\"\"\"$$", "", line); printf "  make exp-%-22s %s\n", name, line }' \
 		$(RECIPE_FILES) /dev/null

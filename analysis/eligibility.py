@@ -96,6 +96,8 @@ def why_not(claim: Claim, run: ExperimentRun, digests_at: DigestsAt) -> str | No
     if parent.status != "FINISHED":
         return f"it is {parent.status.lower()}, not finished"
     every = (parent, *run.arms)
+    if own := {each.tags["own_data"] for each in every if "own_data" in each.tags}:
+        return f"it reads own recordings ({', '.join(sorted(own))}), and claims are about synthetic conversations"
     if any(each.tags.get("adhoc") != "false" for each in every):
         return "fields were changed by hand (adhoc)"
     unclean = [each for each in every if each.tags.get("git_dirty") != "false"]

@@ -10,6 +10,7 @@ from experiments.harness.identity import fingerprint, flattened
 from experiments.harness.stopping import StopRequest
 from experiments.harness.tracking import RunIdentity, RunLogger
 from experiments.recipes import RECIPES
+from experiments.spoken.backbone import spoken_backbone
 from experiments.spoken.configuration import SpokenExperiment
 from experiments.spoken.module import SpokenModule
 from experiments.spoken.prepared_data import ExperimentData, prepare_data
@@ -20,6 +21,15 @@ def smoke_config(recipe: str = "llama-omni-stage1", **training: object) -> Spoke
     """The smoke scale with fields of its training plan replaced."""
     config = RECIPES[recipe].configure(scale="smoke", seed=3)
     return dataclasses.replace(config, training=dataclasses.replace(config.training, **training))
+
+
+def built(config: SpokenExperiment, arm: str) -> tuple[SpokenModule, object]:
+    """A module that takes steps without a Trainer, and its loader."""
+    backbone = spoken_backbone(config.backbone)
+    model = backbone.build_model(config, config.arm(arm), None)
+    module = backbone.module(model, config, config.arm(arm))
+    module.manual_backward = lambda loss: loss.backward()
+    return module, backbone.loader(model, config)
 
 
 class StopAfter(StopRequest):
@@ -52,11 +62,12 @@ class Workshop:
         return RunLogger.start(self.uri, self.experiment_id, identity, flattened(own))
 
     def train(
-        self, config: SpokenExperiment, arm: str, folder: Path, stop_after: int = 0, logger: RunLogger | None = None
-    ) -> SpokenModule:
+        self, config: SpokenExperiment, arm: str, folder: Path, stop_after: int = 0, logger: RunLogger | None = None,
+        stop: StopRequest | None = None,
+    ) -> SpokenModule:  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         logger = logger or self.logger(config, arm)
-        return train_arm(config, config.arm(arm), self.data, logger, StopAfter(stop_after), folder)
+        return train_arm(config, config.arm(arm), self.data, logger, stop or StopAfter(stop_after), folder)
 
 
 def open_workshop(home: Path, recipe: str = "llama-omni-stage1") -> Workshop:

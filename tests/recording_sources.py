@@ -63,6 +63,22 @@ def two_people(voices: Voices, rounds: int = 1, pause_s: float = 0.6) -> Samples
     return np.concatenate(pieces)
 
 
+def write_told(folder: Path, name: str, voices: Voices, rounds: int) -> None:
+    """NAME.flac, two people on two channels, and NAME.vtt with the words of both."""
+    soundfile.write(folder / f"{name}.flac", two_people(voices, rounds=rounds), RATE)
+    cues, at_s = ["WEBVTT\n"], 0.0
+    for turn in range(6 * rounds):
+        who, place = "mf"[turn % 2], turn // 2 % 3
+        end_s = at_s + len(voices[who][place]) / RATE
+        cues.append(f"00:{_clock(at_s)} --> 00:{_clock(end_s)}\n{SENTENCES[who][place]}\n")
+        at_s = end_s + 0.6
+    (folder / f"{name}.vtt").write_text("\n".join(cues))
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds // 60):02d}:{seconds % 60:06.3f}"
+
+
 def write_m4a(path: Path, samples: Samples, rate: int = RATE) -> None:
     """Mono AAC."""
     with av.open(str(path), "w") as container:

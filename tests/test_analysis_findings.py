@@ -88,6 +88,7 @@ def test_seeds_of_another_configuration_are_not_mixed_in(checkout: Checkout) -> 
         (lambda c: c.run("drift", RISES, THREE_ARMS, git_dirty="true"), "differ from its commit"),
         (lambda c: c.run("drift", RISES, THREE_ARMS, arm_tags={"git_dirty": "true"}), "arm a (seed 0) was run from"),
         (lambda c: c.run("drift", RISES, THREE_ARMS, adhoc="true"), "changed by hand (adhoc)"),
+        (lambda c: c.run("drift", RISES, THREE_ARMS, own_data="mine"), "it reads own recordings (mine)"),
         (lambda c: c.run("drift", RISES, THREE_ARMS, status="FAILED"), "it is failed, not finished"),
         (lambda c: c.run("drift", RISES, THREE_ARMS, status="RUNNING"), "it is running, not finished"),
         (lambda c: c.run("drift", RISES, THREE_ARMS, scale="smoke"), "scale smoke tries the code"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness_fixtures import StopAfter, Workshop, open_workshop, smoke_config
+from harness_fixtures import StopAfter, Workshop, built, open_workshop, smoke_config
 
 from experiments.curriculum.chain import ChainExperiment, Link
 from experiments.curriculum.study import chain_study, run_link
@@ -18,7 +18,6 @@ from experiments.harness.parameter_groups import ParameterGroup
 from experiments.harness.stopping import DivergedRunError
 from experiments.harness.study import ArmTask, ArmWork
 from experiments.spoken import metric_names as spoken_names
-from experiments.spoken.backbone import spoken_backbone
 from experiments.spoken.configuration import LoraPlan, SpokenExperiment
 from experiments.spoken.module import SpokenModule
 from experiments.spoken.starting import start_from
@@ -32,15 +31,6 @@ MIXERS_FIRST = (
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return open_workshop(tmp_path_factory.mktemp("curriculum"), "qwen-tts-stage1")
-
-
-def built(config: SpokenExperiment, arm: str) -> tuple[SpokenModule, object]:
-    """A module that takes steps without a Trainer, and its loader."""
-    backbone = spoken_backbone(config.backbone)
-    model = backbone.build_model(config, config.arm(arm), None)
-    module = backbone.module(model, config, config.arm(arm))
-    module.manual_backward = lambda loss: loss.backward()
-    return module, backbone.loader(model, config)
 
 
 def stepped(module: SpokenModule, batch: object) -> dict[str, float]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from recording_sources import RATE, SENTENCES, SETTINGS, monologue, spoken, two_people
+from recording_sources import RATE, SETTINGS, monologue, spoken, write_told
 
 from backbones.llama_omni import LlamaOmni
 from experiments.data.framing import frame_conversation
@@ -34,23 +34,11 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> RecordedConversations:
     source = tmp_path_factory.mktemp("source")
     voices = spoken(tmp_path_factory.mktemp("voices"))
     for name, rounds in (("long", 4), ("short", 1)):
-        sound = two_people(voices, rounds=rounds)
-        soundfile.write(source / f"{name}.flac", sound, RATE)
-        cues, at_s = ["WEBVTT\n"], 0.0
-        for turn in range(6 * rounds):
-            who, place = "mf"[turn % 2], turn // 2 % 3
-            end_s = at_s + len(voices[who][place]) / RATE
-            cues.append(f"00:{_clock(at_s)} --> 00:{_clock(end_s)}\n{SENTENCES[who][place]}\n")
-            at_s = end_s + 0.6
-        (source / f"{name}.vtt").write_text("\n".join(cues))
+        write_told(source, name, voices, rounds)
     soundfile.write(source / "wordless.flac", monologue(voices["f"], rounds=2), RATE)
     settings = replace(SETTINGS, validation_share=0.3)
     root = prepare_recordings(source, "a", tmp_path_factory.mktemp("cache"), settings, processes=1, progress=False)
     return RecordedConversations(root)
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds // 60):02d}:{seconds % 60:06.3f}"
 
 
 def positions_when_laid_out(pieces: PieceSet, index: int) -> int:

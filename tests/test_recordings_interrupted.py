@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import json
@@ -10,12 +11,14 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import soundfile
+import torch
 from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
 from recording_sources import (
     RATE,
@@ -242,3 +245,76 @@ def test_the_command_tells_what_it_did(voices: Voices, tmp_path: Path, capsys: p
     assert "its words are not known" in shown
     assert main([str(tmp_path / "none"), "a"]) == 2
     assert "error: no source at" in capsys.readouterr().err
+
+
+class KillsReaders(threading.Thread):
+    """Kills whichever other process has a file open, as often as it is opened (kill -9, what out of memory does)."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(daemon=True)
+        self.path = str(path)
+        self.killed = 0
+        self.is_over = threading.Event()
+
+    def run(self) -> None:
+        while not self.is_over.wait(0.002):
+            for process in self._readers():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+                    self.killed += 1
+
+    def _readers(self) -> list[int]:
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+                continue
+            with contextlib.suppress(OSError):
+                if any(os.readlink(link) == self.path for link in (entry / "fd").iterdir()):
+                    found.append(int(entry.name))
+        return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds readers in /proc; runs on Linux")
+def test_a_recording_whose_reader_is_killed_is_named_and_tried_again_next_time(voices: Voices, tmp_path: Path) -> None:
+    source = small_source(tmp_path / "source", voices, 2)
+    fatal = source / "fatal.flac"
+    soundfile.write(fatal, monologue(voices["m"], rounds=60), RATE)
+    killer = KillsReaders(fatal.resolve())
+    killer.start()
+    try:
+        root = prepare_recordings(source, "a", tmp_path, SETTINGS, processes=2, progress=False)
+    finally:
+        killer.is_over.set()
+        killer.join()
+    assert killer.killed >= 2  # once beside the others, once alone
+    [drop] = json.loads((root / "card.json").read_text())["drops"]
+    assert "fatal.flac" in drop["path"] and "the process that read it died" in drop["reason"]
+    assert {one.name.partition("#")[0] for one in RecordedConversations(root)} == {"0.wav", "1.wav"}
+    prepare_recordings(source, "a", tmp_path, SETTINGS, processes=1, progress=False)
+    assert json.loads((root / "card.json").read_text())["drops"] == []
+    assert "fatal.flac" in {one.name.partition("#")[0] for one in RecordedConversations(root)}
+
+
+def test_a_set_like_another_has_its_units_and_vocabulary(voices: Voices, tmp_path: Path) -> None:
+    first = prepare_recordings(
+        small_source(tmp_path / "one", voices, 1), "one", tmp_path, SETTINGS, processes=1, progress=False
+    )
+    source = small_source(tmp_path / "two", voices, 2)
+    alike = prepare_recordings(source, "two", tmp_path, SETTINGS, like=first, processes=1, progress=False)
+    ours, theirs = RecordedConversations(alike), RecordedConversations(first)
+    assert ours.codebook.fingerprint == theirs.codebook.fingerprint
+    assert (alike / "tokenizer.json").read_bytes() == (first / "tokenizer.json").read_bytes()
+    same, before = (
+        next(turn for one in found if one.name == "0.wav#0" for turn in one.turns if turn.utterance_id in found.pool)
+        for found in (ours, theirs)
+    )
+    units = ours.pool.frame_units(same.utterance_id)
+    assert torch.equal(units, theirs.pool.frame_units(before.utterance_id))
+    alone = prepare_recordings(source, "alone", tmp_path, SETTINGS, processes=1, progress=False)
+    assert RecordedConversations(alone).codebook.fingerprint != ours.codebook.fingerprint
+    with pytest.raises(ValueError, match="was prepared with other like"):
+        prepare_recordings(source, "alone", tmp_path, SETTINGS, like=first, processes=1, progress=False)
+    with pytest.raises(ValueError, match="units of 80 mel bands, n_mels is 128"):
+        prepare_recordings(source, "c", tmp_path, replace(SETTINGS, n_mels=128), like=first, processes=1)
+    with pytest.raises(ValueError, match="nowhere"):
+        prepare_recordings(source, "d", tmp_path, SETTINGS, like=tmp_path / "nowhere", processes=1)

@@ -12,14 +12,16 @@ from backbones.mounting.host import (
     mounted_decoder,
     ttt_layers,
 )
-from backbones.mounting.saved_cache import load_cache, save_cache
+from backbones.mounting.saved_cache import cache_tensors, filled_cache, load_cache, save_cache
 
 __all__ = [
     "LayerMemory",
     "MemoryDescription",
     "MountedCache",
     "TransformersHost",
+    "cache_tensors",
     "describe",
+    "filled_cache",
     "gates",
     "load_cache",
     "load_mounted",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mode
 from typing import Any
@@ -41,15 +42,7 @@ def save_cache(cache: MountedCache, path: str | Path, model: nn.Module) -> None:
 
     Raises ValueError when the cache is empty or another model's, or the path's folder does not exist.
     """
-    tensors: dict[str, Tensor] = {}
-    for index, layer in enumerate(cache.layers):
-        prefix = f"layers.{index}"
-        if isinstance(layer, HoldsTTTState) and layer.state is not None:
-            tensors |= {f"{prefix}.ttt.{name}": tensor for name, tensor in layer.state.row_tensors().items()}
-        if isinstance(layer, WindowCacheLayer) and layer.memory is not None:
-            tensors |= {f"{prefix}.window.{name}": tensor for name, tensor in layer.memory.tensors.items()}
-        elif layer.keys is not None and layer.values is not None:
-            tensors |= {f"{prefix}.attention.keys": layer.keys, f"{prefix}.attention.values": layer.values}
+    tensors = cache_tensors(cache)
     if not tensors:
         raise ValueError("the cache is empty: no token has gone through it, so there is nothing to save")
     tokens_seen = cache.get_seq_length()
@@ -67,6 +60,25 @@ def load_cache(path: str | Path, model: nn.Module) -> MountedCache:
     metadata, tensors = FILE.read(path, _identity(model))
     tokens_seen = _tokens_seen(path, metadata)
     require_shapes(path, tensors, _expected_shapes(model, _rows(tensors), tokens_seen))
+    return filled_cache(tensors, tokens_seen, model)
+
+
+def cache_tensors(cache: MountedCache) -> dict[str, Tensor]:
+    """{name: tensor} of everything that a cache holds of its rows; `filled_cache` takes it back."""
+    tensors: dict[str, Tensor] = {}
+    for index, layer in enumerate(cache.layers):
+        prefix = f"layers.{index}"
+        if isinstance(layer, HoldsTTTState) and layer.state is not None:
+            tensors |= {f"{prefix}.ttt.{name}": tensor for name, tensor in layer.state.row_tensors().items()}
+        if isinstance(layer, WindowCacheLayer) and layer.memory is not None:
+            tensors |= {f"{prefix}.window.{name}": tensor for name, tensor in layer.memory.tensors.items()}
+        elif layer.keys is not None and layer.values is not None:
+            tensors |= {f"{prefix}.attention.keys": layer.keys, f"{prefix}.attention.values": layer.values}
+    return tensors
+
+
+def filled_cache(tensors: Mapping[str, Tensor], tokens_seen: int, model: nn.Module) -> MountedCache:
+    """The cache of a mounted model, on its device, that holds what `cache_tensors` gave of `tokens_seen` columns."""
     device = next(model.parameters()).device
     cache, ttt = model_cache(model), ttt_layers(model)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from experiments.harness.parameter_groups import ALL_OTHERS, UPPER_MIXERS, ParameterGroup
 from experiments.harness.study import Scale
@@ -15,6 +15,7 @@ from experiments.spoken.configuration import (
     SpokenExperiment,
     TrainingPlan,
     TrainingStage,
+    with_fields,
 )
 from experiments.spoken.frame_training import FrameTraining
 
@@ -170,9 +171,3 @@ def _evaluation(first: EvaluationPlan, steps: int, plan: StagePlan) -> Evaluatio
         distance_edges=plan.edges,
         seconds_edges=(*first.seconds_edges, 2 * first.seconds_edges[-1], 4 * first.seconds_edges[-1]),
     )
-
-
-def with_fields(record: Any, **changes: Any) -> Any:
-    """A dataclass with those of the changes whose fields it has: backbones train with different ones."""
-    known = {field.name for field in dataclasses.fields(record)}
-    return dataclasses.replace(record, **{name: value for name, value in changes.items() if name in known})

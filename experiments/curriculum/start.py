@@ -79,7 +79,13 @@ def folder_of(run: LoggedRun) -> Path:
 
 def require_same(config: SpokenExperiment, folder: Path) -> None:
     """Raises ValueError, naming the fields, where the start is of another backbone, model, arm or vocabulary."""
-    before = compared(config, json.loads((folder / CONFIG_FILE).read_text()))
+    plain = json.loads((folder / CONFIG_FILE).read_text())
+    if "spec" not in plain["data"]:
+        raise ValueError(
+            f"{config.recipe} cannot start from {folder}, which was trained on own recordings "
+            f"({plain['data']['name']}): later stages read synthetic conversations. Give a run of those with --from"
+        )
+    before = compared(config, plain)
     now = compared(config, config.of_arm(config.arm_names[0]))
     if before != now:
         raise ValueError(

@@ -30,7 +30,7 @@ ChainData = dict[str, ExperimentData]
 
 def stage_study(backbone: str) -> Study:
     """Of a recipe that is one stage behind the first."""
-    return dataclasses.replace(spoken_study(backbone), begin=begin_stage)
+    return dataclasses.replace(spoken_study(backbone), begin=begin_stage, on_recordings=None)
 
 
 def chain_study(backbone: str) -> Study:

@@ -16,6 +16,7 @@ from lhotse import RecordingSet, SupervisionSegment, SupervisionSet
 from torch import Tensor
 
 from backbones.speech import SPEECH_SAMPLE_RATE_HZ, UnitCodebook, collapse_repeats, read_audio
+from experiments.data.conversation_lines import ConversationLines
 from experiments.data.conversations import Conversation, ConversationFact, Split, Turn
 from experiments.data.folders import CorruptCacheError, changed_files
 from experiments.data.spec import ConversationSpec
@@ -140,60 +141,35 @@ class UtterancePool:
         return recordings, SupervisionSet.from_file(self.folder / SUPERVISIONS_FILE)
 
 
-class ConversationSet:
+class ConversationSet(ConversationLines):
     """Conversations of both splits, in order: first those for training, then those for validation.
 
     `open_conversations` checks the files first.
     """
 
+    pool: UtterancePool
+
     def __init__(self, spec: ConversationSpec, pool_folder: Path, folder: Path, bad_audio: dict[str, str]) -> None:
         self.spec = spec
         self.folder = folder
-        self.pool = UtterancePool(pool_folder)
         self._bad_audio = bad_audio
-        self._line_starts: list[int] = []
-        self._split_indices: dict[str, list[int]] = {"train": [], "validation": []}
         dropped: list[DroppedConversation] = []
-        start = 0
-        with (folder / CONVERSATIONS_FILE).open("rb") as file:
-            for number, line in enumerate(file):
-                split = "train" if number < spec.conversations else "validation"
-                lost = _uses_bad_audio(line, bad_audio)
-                if lost is None:
-                    self._split_indices[split].append(len(self._line_starts))
-                    self._line_starts.append(start)
-                else:
-                    dropped.append(lost)
-                start += len(line)
+
+        def split_of(number: int, line: bytes) -> Split | None:
+            lost = _uses_bad_audio(line, bad_audio)
+            if lost is None:
+                return "train" if number < spec.conversations else "validation"
+            dropped.append(lost)
+            return None
+
+        super().__init__(folder / CONVERSATIONS_FILE, UtterancePool(pool_folder), split_of)
         self.dropped = tuple(dropped)
 
     def __reduce__(self) -> tuple[type[ConversationSet], tuple[ConversationSpec, Path, Path, dict[str, str]]]:
         return ConversationSet, (self.spec, self.pool.folder, self.folder, self._bad_audio)
 
-    @property
-    def tokenizer(self) -> ConversationTokenizer:
-        return self.pool.tokenizer
-
-    @property
-    def codebook(self) -> UnitCodebook:
-        return self.pool.codebook
-
-    def split_indices(self, split: Split) -> list[int]:
-        """Indices of the conversations of one split."""
-        return list(self._split_indices[split])
-
-    def __len__(self) -> int:
-        return len(self._line_starts)
-
-    def __iter__(self) -> Iterator[Conversation]:
-        return (self[i] for i in range(len(self)))
-
     def __getitem__(self, index: int) -> Conversation:
-        if not 0 <= index < len(self):
-            raise IndexError(f"conversation {index} of {len(self)}")
-        with (self.folder / CONVERSATIONS_FILE).open("rb") as file:
-            file.seek(self._line_starts[index])
-            row = json.loads(file.readline())
+        row = self.row(index)
         turns = (
             Turn(speaker=self.pool.speaker(t["utterance_id"]), text=self.pool.text(t["utterance_id"]), **t)
             for t in row["turns"]

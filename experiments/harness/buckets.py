@@ -25,10 +25,14 @@ class BucketedMean:
         self.counts = [0] * (len(self.edges) - 1)
 
     def add(self, place: int, value: float) -> None:
+        self.add_sum(place, value, 1)
+
+    def add_sum(self, place: int, total: float, count: int) -> None:
+        """`count` values that add up to `total`, all of the place's bucket."""
         bucket = bisect_right(self.edges, place) - 1
         if 0 <= bucket < len(self.sums):
-            self.sums[bucket] += value
-            self.counts[bucket] += 1
+            self.sums[bucket] += total
+            self.counts[bucket] += count
 
     def add_many(self, places: Tensor, values: Tensor) -> None:
         """(n,) places and (n,) values."""

@@ -68,6 +68,7 @@ class RunKeeper(Callback):
         load_weights_strictly(module, content["weights"], self.checkpoints.last)
         module.steps_done = content["step"]
         module.seconds_timed, module.positions_timed = content["seconds_timed"], content["positions_timed"]
+        module.go_on_from(content.get("carried"))  # checkpoints from before states were carried have no such entry
         self.best_loss = content["best_loss"]
         self.validation_is_due = content["validation_is_due"]
         if self.monitor is not None:
@@ -126,6 +127,7 @@ class RunKeeper(Callback):
             "positions_timed": module.positions_timed,
             "best_loss": self.best_loss,
             "validation_is_due": self.validation_is_due,
+            "carried": module.carried(),
             "monitor": None if self.monitor is None else self.monitor.state_dict(),
         }
         self.logger.write_pending()
@@ -266,7 +268,8 @@ class ProgressLines(Callback):
         module = _ours(pl_module)
         found = module.last_validation
         recall = f", recall {found[names.RECALL_ALL]:.2f}" if names.RECALL_ALL in found else ""
-        line = f"{self.arm}: validation after step {module.steps_done}: {found[names.VALIDATION_TEXT_LOSS]:.3f}{recall}"
+        loss = found.get(names.VALIDATION_TEXT_LOSS, found[names.VALIDATION_LOSS])
+        line = f"{self.arm}: validation after step {module.steps_done}: {loss:.3f}{recall}"
         tqdm.write(line) if self.bar is not None else print(line, flush=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

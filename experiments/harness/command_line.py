@@ -53,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
         "--weights", type=Path, metavar="PATH", help="folder of a pretrained checkpoint, for recipes that take one"
     )
     parser.add_argument(
+        "--data", metavar="NAME", help="own recordings that `make data` prepared, by name or path, in place of its data"
+    )
+    parser.add_argument(
         "--from", dest="start_run", metavar="RUN", help="the arm's run that a stage starts from (default: the newest)"
     )
     parser.add_argument(
@@ -74,23 +77,38 @@ def _configuration(options: argparse.Namespace) -> Experiment:
     config = RECIPES[options.recipe].configure(scale=options.scale, seed=options.seed)
     if options.weights is not None:
         config = config.with_weights(weights_digest(options.weights))
+    if options.data is not None:
+        config = _on_recordings(config, options.data)
     config = apply_overrides(config, options.assignments)
     for name in options.arm:
         config.of_arm(name)
     return config
 
 
+def _on_recordings(config: Experiment, name_or_path: str) -> Experiment:
+    on_recordings = RECIPES[config.recipe].study.on_recordings
+    if on_recordings is None:
+        able = [name for name, recipe in RECIPES.items() if recipe.study.on_recordings is not None]
+        raise ValueError(f"{config.recipe} reads no recordings: leave out --data {name_or_path}; {', '.join(able)} do")
+    return on_recordings(config, name_or_path, _data_dir())
+
+
+def _data_dir() -> Path:
+    return Path(os.environ.get("TTT_DATA_CACHE", "data_cache")).resolve()
+
+
 def _run_options(options: argparse.Namespace, given: list[str]) -> RunOptions:
     runs_dir = Path("runs").resolve()
     return RunOptions(
         runs_dir=runs_dir,
-        data_dir=Path(os.environ.get("TTT_DATA_CACHE", "data_cache")).resolve(),
+        data_dir=_data_dir(),
         run_dir=None if options.run_dir is None else options.run_dir.resolve(),
         resumes=options.resume,
         arms=tuple(options.arm),
         weights=None if options.weights is None else options.weights.resolve(),
         skips_bad_audio=options.skip_bad_audio,
-        is_adhoc=bool(options.assignments),
+        is_adhoc=bool(options.assignments) or options.data is not None,
+        own_data=options.data,
         start_run=options.start_run,
         start_limits=tuple(options.start_limits),
         command=shlex.join(["python", "-m", "experiments", *(part for part in given if part != "--resume")]),

@@ -85,6 +85,17 @@ class CountedModule(LightningModule):
         """Real positions in a batch."""
         raise NotImplementedError
 
+    def carried(self) -> list[dict[str, Any]] | None:
+        """What the step to come goes on from beside weights and optimiser: tensors and numbers, for a checkpoint.
+
+        None where every step begins anew.
+        """
+        return None
+
+    def go_on_from(self, carried: list[dict[str, Any]] | None) -> None:
+        """Takes back what `carried` gave when the checkpoint was written."""
+        assert carried is None, "a checkpoint has a state that this module does not carry"
+
     def training_step(self, batch: Any, batch_index: int) -> dict[str, float]:
         """One optimiser step. Gives what there is to log.
 

@@ -12,17 +12,22 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 DIGEST_TAG = "data_digest"
+OWN_DATA_TAG = "own_data"
 NOTHING_READ = "none"
 _DIGITS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSource:
-    """One set of data. digest: 16 hexadecimal digits that differ where the data do. made_from: its specification."""
+    """One set of data. digest: 16 hexadecimal digits that differ where the data do. made_from: its specification.
+
+    is_recorded: the user's own recordings, of which no claim speaks.
+    """
 
     name: str
     digest: str
     made_from: str
+    is_recorded: bool = False
 
 
 def no_data(_config: Any, _prepared: Any) -> tuple[DataSource, ...]:
@@ -48,8 +53,11 @@ def joint_digest(sources: Sequence[DataSource]) -> str:
 
 
 def log_data(client: MlflowClient, run_id: str, sources: Sequence[DataSource]) -> None:
-    """Data sets as the run's inputs (MLflow's column Dataset), and their joint digest as a tag."""
+    """Data sets as the run's inputs (MLflow's column Dataset), and their joint digest as a tag; recordings by name."""
     client.set_tag(run_id, DIGEST_TAG, joint_digest(sources))
+    own = [source.name for source in sources if source.is_recorded]
+    if own:
+        client.set_tag(run_id, OWN_DATA_TAG, ", ".join(own))
     inputs = [
         DatasetInput(
             dataset=Dataset(

@@ -34,13 +34,19 @@ def from_plain(kind: type[Record], plain: Mapping[str, Any]) -> Record:
     return kind(**{name: _rebuilt(types_of[name], value) for name, value in plain.items()})
 
 
+def _has_fields(kind: Any, plain: Mapping[str, Any]) -> bool:
+    return set(plain) <= {field.name for field in dataclasses.fields(kind)}
+
+
 def _rebuilt(wanted: Any, value: Any) -> Any:
     origin, choices = typing.get_origin(wanted), typing.get_args(wanted)
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        [kind] = [choice for choice in choices if choice is not type(None)] if len(choices) == 2 else [None]
-        return value if kind is None else _rebuilt(kind, value)
+        kinds = [choice for choice in choices if choice is not type(None)]
+        if isinstance(value, Mapping):  # of several records, the one whose fields these are
+            kinds = [kind for kind in kinds if dataclasses.is_dataclass(kind) and _has_fields(kind, value)] or kinds
+        return _rebuilt(kinds[0], value) if len(kinds) == 1 else value
     if dataclasses.is_dataclass(wanted) and isinstance(value, Mapping):
         return from_plain(typing.cast(type, wanted), value)
     if origin is tuple and isinstance(value, list):

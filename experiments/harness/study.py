@@ -61,7 +61,8 @@ class Experiment(Protocol):
 class RunOptions:
     """Where and how an experiment runs: nothing here changes its result.
 
-    command: the command line without --resume, for messages. is_adhoc: fields were changed by hand.
+    command: the command line without --resume, for messages. is_adhoc: fields were changed by hand, or own data is
+    read. own_data: of --data, a prepared set's name or path.
     start_run, start_limits: of --from and --start-limit. start_folder: of the arm that was found, where a study starts
     from an earlier run.
     """
@@ -75,6 +76,7 @@ class RunOptions:
     skips_bad_audio: bool
     is_adhoc: bool
     command: str
+    own_data: str | None = None
     start_run: str | None = None
     start_limits: tuple[str, ...] = ()
     start_folder: Path | None = None
@@ -172,6 +174,8 @@ class Study:
     prepare: what all arms share, built once by the parent process. run_arm: all that one arm does, in a process of its
     own. report: what is made of the finished arms, given the folder for its files.
     data_sources: what is read, given the configuration and what `prepare` gave; logged with every run.
+    on_recordings: the configuration on a prepared set of recordings in the place of its own data, given that one, the
+    set's name or path, and the data cache; None for studies that read no recordings.
     preloads: modules that every arm's process needs, imported once for all of them.
     """
 
@@ -180,4 +184,5 @@ class Study:
     begin: Callable[[Any, RunOptions], tuple[Any, RunOptions]] = from_nothing
     prepare: Callable[[Any, RunOptions], Any] = nothing_shared
     data_sources: Callable[[Any, Any], tuple[DataSource, ...]] = no_data
+    on_recordings: Callable[[Any, str, Path], Any] | None = None
     preloads: tuple[str, ...] = ()

@@ -100,6 +100,9 @@ def _tell(root: Path) -> None:
         f"  an hour of sound took {cost['cpu_s_per_hour_of_sound']:.1f} s of CPU time; a process at most "
         f"{cost['peak_bytes_of_a_process'] / 2**20:.0f} MiB"
     )
+    able = [one["backbone"] for one in facts["usable_by"] if not one["refusal"]]
+    if able:
+        print(f"train on it: make exp-{able[0]}-stage1 DATA={root.name}  (or {', '.join(able[1:]) or 'no other'})")
     print(f"card: {root / CARD_PAGE}")
 
 

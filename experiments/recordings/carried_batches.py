@@ -34,10 +34,17 @@ class CarriedOrder:
     """Which pieces each step reads: every row reads a conversation to its end, then the next one. Endless.
 
     The step's number alone decides, so any step can be resumed. Conversations are shuffled anew in every pass.
+    most_pieces: after so many of a conversation the state begins anew, and what is left of it is read as another one.
     """
 
-    def __init__(self, pieces: PieceSet, rows: int, seed: int, split: Split = "train") -> None:
-        self._chains = pieces.chains(split)
+    def __init__(
+        self, pieces: PieceSet, rows: int, seed: int, split: Split = "train", most_pieces: int | None = None
+    ) -> None:
+        self._chains = [
+            chain[start : start + (most_pieces or len(chain))]
+            for chain in pieces.chains(split)
+            for start in range(0, len(chain), most_pieces or len(chain))
+        ]
         if rows < 1 or not self._chains:
             raise ValueError(f"{len(self._chains)} {split} conversations for {rows} rows; give at least one of both")
         self._seed = seed

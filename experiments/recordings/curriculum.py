@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from backbones.speech import UnitCodebook
+from experiments.data.conversation_lines import PooledConversations
 from experiments.data.conversations import Conversation, Split, Turn
 from experiments.data.framing import FRAME_RATE_HZ, UNITS_PER_FRAME
 from experiments.data.packing import default_speech_positions
-from experiments.data.tokenizer import ConversationTokenizer
 from experiments.recordings.dataset import RecordedConversations, RecordedPool
 from experiments.recordings.set_files import LISTENING_ID
 
@@ -78,15 +77,18 @@ class _Place:
     positions: int
 
 
-class PieceSet:
+class PieceSet(PooledConversations):
     """The pieces of a prepared set, in order; those of a conversation follow each other. `pieces_of` makes it.
 
     It has what the loaders of the backbones ask of a set of conversations.
     """
 
+    pool: RecordedPool
+
     def __init__(
         self, recorded: RecordedConversations, spec: PieceSpec, places: list[_Place], left_out: tuple[LeftOut, ...]
     ) -> None:
+        super().__init__(recorded.pool)
         self.recorded = recorded
         self.spec = spec
         self.left_out = left_out
@@ -95,18 +97,6 @@ class PieceSet:
             "train": set(recorded.split_indices("train")),
             "validation": set(recorded.split_indices("validation")),
         }
-
-    @property
-    def pool(self) -> RecordedPool:
-        return self.recorded.pool
-
-    @property
-    def tokenizer(self) -> ConversationTokenizer:
-        return self.recorded.tokenizer
-
-    @property
-    def codebook(self) -> UnitCodebook:
-        return self.recorded.codebook
 
     @property
     def dropped(self) -> tuple[()]:
@@ -127,15 +117,19 @@ class PieceSet:
                 chains.append([index])
         return chains
 
+    def beginnings(self, split: Split, count: int) -> PieceSet:
+        """Of `count` conversations spread over a split, all where there are fewer, the first piece alone."""
+        first = [chain[0] for chain in self.chains(split)]
+        count = min(count, len(first))
+        chosen = [first[place * len(first) // count] for place in range(count)]
+        return PieceSet(self.recorded, self.spec, [self._places[index] for index in chosen], self.left_out)
+
     def positions(self, index: int) -> int:
         """That a piece takes, before padding."""
         return self._places[index].positions
 
     def __len__(self) -> int:
         return len(self._places)
-
-    def __iter__(self) -> Iterator[Piece]:
-        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Piece:
         if not 0 <= index < len(self):

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from backbones.speech import FRAMES_PER_UNIT, UnitCodebook, collapse_repeats, log_mel
 from backbones.speech.audio import SPEECH_SAMPLE_RATE_HZ
-from experiments.data.conversations import Conversation, Split, Turn
+from experiments.data.conversation_lines import ConversationLines
+from experiments.data.conversations import Conversation, Turn
 from experiments.data.folders import CorruptCacheError, changed_files
 from experiments.data.framing import silence_unit
 from experiments.data.text import Speaker
@@ -168,58 +169,41 @@ class RecordedPool:
         return self._files.shards / row.shard / part_name(row.part)
 
 
-class RecordedConversations:
+class RecordedConversations(ConversationLines):
     """Whole conversations of both splits in the order of the recordings. `curriculum.pieces_of` makes training sets.
 
-    Raises ValueError where the folder is no prepared set, CorruptCacheError (a ValueError) where a file of it is
-    missing or has another size than was written. checks_content: compare every byte with its checksum too.
+    Raises ValueError where the folder is no prepared set, or not the one of that digest, and CorruptCacheError (a
+    ValueError) where a file of it is missing or has another size than was written. checks_content: compare every byte
+    with its checksum too. digest: that the set must have; None takes the set as it is.
     """
 
-    def __init__(self, folder: str | Path, checks_content: bool = False) -> None:
+    pool: RecordedPool
+
+    def __init__(self, folder: str | Path, checks_content: bool = False, digest: str | None = None) -> None:
         self.folder = Path(folder).expanduser().resolve()
         self.state = prepared_state(self.folder)
+        if digest is not None and digest != self.state.digest:
+            raise ValueError(
+                f"{self.folder} has changed: it was {digest} and is {self.state.digest} now, prepared again with other "
+                "recordings; start anew on what it is now, or prepare what it was under another name"
+            )
         files = SetFolder(root=self.folder)
-        self._path = files.index(self.state.digest) / CONVERSATIONS_FILE
         for shard in self.state.shards:
             if read_shard(files.shards / shard) is None or not files.units_file(shard).is_file():
                 raise CorruptCacheError(f"shard {shard} of {self.folder} is not whole: run the same `make data` again")
             if checks_content:
                 _check_content(files.shards / shard)
-        _check_content(self._path.parent)
-        self.pool = RecordedPool(self.folder)
-        self._line_starts: list[int] = []
-        self._split_indices: dict[str, list[int]] = {"train": [], "validation": []}
-        start = 0
-        with self._path.open("rb") as file:
-            for line in file:
-                self._split_indices[json.loads(line)["split"]].append(len(self._line_starts))
-                self._line_starts.append(start)
-                start += len(line)
+        index = files.index(self.state.digest)
+        _check_content(index)
+        super().__init__(
+            index / CONVERSATIONS_FILE, RecordedPool(self.folder), lambda _, line: json.loads(line)["split"]
+        )
 
-    @property
-    def tokenizer(self) -> ConversationTokenizer:
-        return self.pool.tokenizer
-
-    @property
-    def codebook(self) -> UnitCodebook:
-        return self.pool.codebook
-
-    def split_indices(self, split: Split) -> list[int]:
-        """Indices of the conversations of one split."""
-        return list(self._split_indices[split])
-
-    def __len__(self) -> int:
-        return len(self._line_starts)
-
-    def __iter__(self) -> Iterator[Conversation]:
-        return (self[i] for i in range(len(self)))
+    def __reduce__(self) -> tuple[type[RecordedConversations], tuple[Path, bool, str]]:
+        return RecordedConversations, (self.folder, False, self.state.digest)
 
     def __getitem__(self, index: int) -> Conversation:
-        if not 0 <= index < len(self):
-            raise IndexError(f"conversation {index} of {len(self)}")
-        with self._path.open("rb") as file:
-            file.seek(self._line_starts[index])
-            row = json.loads(file.readline())
+        row = self.row(index)
         speakers: tuple[Speaker, Speaker] = ("user", "assistant")
         turns = tuple(
             Turn(

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -23,6 +22,7 @@ from experiments.data.tokenizer import ConversationTokenizer
 from experiments.recordings.card import write_card
 from experiments.recordings.index import validation_names, write_index
 from experiments.recordings.listening import Heard
+from experiments.recordings.named_sets import prepared_folder
 from experiments.recordings.parallel import run_jobs
 from experiments.recordings.set_files import (
     CODEBOOK_FILE,
@@ -40,14 +40,6 @@ from experiments.recordings.sources import find_recordings
 from experiments.recordings.units import fitted_codebook, make_units
 
 _SETTLING_FRAMES = 25
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-def prepared_folder(name: str, data_dir: str | Path) -> Path:
-    """Where the set of that name lies in the data cache. ValueError where the name is none for a folder."""
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no name for a set: give letters, digits, dots, dashes, such as 'podcasts-2024'")
-    return Path(data_dir).expanduser().resolve() / "recordings" / name
 
 
 def prepare_recordings(

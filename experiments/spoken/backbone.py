@@ -9,12 +9,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from backbones.mounting import MemoryDescription
+from experiments.data.conversation_lines import PooledConversations
 from experiments.data.dataset import ConversationSet
 from experiments.spoken.module import SpokenModule
 from experiments.spoken.speaking import RealSpeech, SaidSymbols, Speaker
 from ttt_core import TTTLayer
 
 ROOM = "experiments.spoken"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSizes:
+    """What a model built for a set of data takes over from it. text_tokens: special tokens included."""
+
+    text_tokens: int
+    units: int
+    n_mels: int
 
 
 class Loader(Protocol):
@@ -34,6 +44,8 @@ class SpokenBackbone:
     """Everything that differs between backbones. `config` is the backbone's own kind of `SpokenExperiment`.
 
     check_data: (config, conversations), raises ValueError where the model has too small a vocabulary for them.
+    fitted: (model's configuration, sizes), the same with the vocabularies and mel bands of a set of data.
+    speech_positions: (model's configuration), how many positions so many mel frames take; None where none is heard so.
     build_model: (config, arm, folder of weights or None), the same shared weights for every arm of a seed, mounted.
     memory_of: (config, arm), what one conversation takes, in the dtype that the training computes in.
     loader: (model, config). module: (model, config, arm), trains and measures.
@@ -47,7 +59,8 @@ class SpokenBackbone:
         calls it; None where what is said is text.
     """
 
-    check_data: Callable[[Any, ConversationSet], None]
+    check_data: Callable[[Any, PooledConversations], None]
+    fitted: Callable[[Any, DataSizes], Any]
     build_model: Callable[[Any, Any, Path | None], Any]
     memory_of: Callable[[Any, Any], MemoryDescription]
     loader: Callable[[Any, Any], Loader]
@@ -60,6 +73,7 @@ class SpokenBackbone:
     said: SaidSymbols
     speech_loss: str | None
     speech_loss_title: str = ""
+    speech_positions: Callable[[Any], Callable[[int], int]] | None = None
 
 
 def folder_of(backbone: str) -> str:

@@ -14,6 +14,7 @@ from experiments.harness.counted_module import OptimiserPlan
 from experiments.harness.identity import plain_values
 from experiments.harness.one_seed import OneSeedExperiment
 from experiments.harness.study import Scale
+from experiments.spoken.recorded_plan import RecordedPlan
 from ttt_core import TTTConfig
 
 Trained = Literal["everything", "upper_mixers_and_speech"]
@@ -90,6 +91,16 @@ class DataPlan:
     @property
     def steps(self) -> int:
         return sum(stage.steps for stage in self.curriculum)
+
+    @property
+    def chance_recall(self) -> float:
+        """How often a guess at a fact's value is right."""
+        return self.spec.chance_recall
+
+    @property
+    def has_words(self) -> bool:
+        """Every sentence was written before it was spoken."""
+        return True
 
     def stage_spec(self, stage: TrainingStage) -> ConversationSpec:
         """What a stage's conversations are made from."""
@@ -209,7 +220,7 @@ class SpokenExperiment(OneSeedExperiment):
     """A complete experiment: one model, one set of data, one way of training, several arms.
 
     Every backbone has a child of this that adds its model's configuration, and narrows what it trains with.
-    backbone: name of the folder beside this file, with hyphens.
+    backbone: name of the folder beside this file, with hyphens. data: synthetic conversations, or own recordings.
     start_run_id: run whose trained weights every arm begins with; None: random ones, or those of a checkpoint folder.
     """
 
@@ -217,7 +228,7 @@ class SpokenExperiment(OneSeedExperiment):
     backbone: str
     scale: Scale
     seed: int
-    data: DataPlan
+    data: DataPlan | RecordedPlan
     training: TrainingPlan
     evaluation: EvaluationPlan
     arms: tuple[Arm, ...]
@@ -266,3 +277,9 @@ def require_positive(record: Any, *names: str) -> None:
     for name in names:
         if not getattr(record, name) > 0:
             raise ValueError(f"{type(record).__name__}.{name} must be above 0, got {getattr(record, name)}")
+
+
+def with_fields(record: Any, **changes: Any) -> Any:
+    """A dataclass with those of the changes whose fields it has: backbones train with different ones."""
+    known = {field.name for field in dataclasses.fields(record)}
+    return dataclasses.replace(record, **{name: value for name, value in changes.items() if name in known})

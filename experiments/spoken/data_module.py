@@ -9,10 +9,14 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from experiments.data.dataset import ConversationSet
+from experiments.data.conversation_lines import PooledConversations
+from experiments.recordings.carried_batches import CarriedOrder
+from experiments.recordings.curriculum import PieceSet
 from experiments.spoken.backbone import Loader
-from experiments.spoken.configuration import SpokenExperiment
+from experiments.spoken.carried_rows import CarriedRows
+from experiments.spoken.configuration import DataPlan, SpokenExperiment
 from experiments.spoken.prepared_data import ExperimentData
+from experiments.spoken.recorded_plan import RecordedPlan
 
 
 class _FromStep(IterableDataset[Any]):
@@ -32,7 +36,7 @@ class _FromStep(IterableDataset[Any]):
 class _ByIndex(Dataset[Any]):
     """One validation conversation a batch: no padding, whatever its length."""
 
-    def __init__(self, loader: Loader, dataset: ConversationSet) -> None:
+    def __init__(self, loader: Loader, dataset: PooledConversations) -> None:
         self.loader = loader
         self.dataset = dataset
         self.indices = dataset.split_indices("validation")
@@ -74,19 +78,39 @@ class ConversationDataModule(LightningDataModule):
 
     def training_batch(self, step: int) -> Any:
         """The batch of a training step, counted from 0."""
+        assert isinstance(self.config.data, DataPlan)
         number, stage, step_in_stage = self.config.data.stage_of(step)
         dataset = self.data.stages[number]
         first = step_in_stage * stage.conversations_per_step
         places = range(first, first + stage.conversations_per_step)
         return self.loader.batch(dataset, [self._conversation(dataset, number, place) for place in places])
 
-    def _conversation(self, dataset: ConversationSet, stage: int, place: int) -> int:
+    def _conversation(self, dataset: PooledConversations, stage: int, place: int) -> int:
         """The conversation at a place of the stage's endless order: every pass through the set is shuffled anew."""
         available = dataset.split_indices("train")
         round_, within = divmod(place, len(available))
         # A list of numbers seeds without collisions, where sums or products of them would not.
         order = _permutation(len(available), (self.config.seed, stage, round_))
         return available[order[within]]
+
+
+class RecordedDataModule(ConversationDataModule):
+    """Pieces of recordings: every row of a step goes on where its piece of the step before ended."""
+
+    def __init__(
+        self, config: SpokenExperiment, data: ExperimentData, loader: Loader, next_step: Callable[[], int]
+    ) -> None:
+        super().__init__(config, data, loader, next_step)
+        plan, [self._pieces] = config.data, data.stages
+        assert isinstance(plan, RecordedPlan) and isinstance(self._pieces, PieceSet)
+        self._order = CarriedOrder(self._pieces, plan.rows, config.seed, most_pieces=plan.most_carried_pieces)
+
+    def training_batch(self, step: int) -> CarriedRows:
+        read = self._order.step(step)
+        return CarriedRows(
+            rows=tuple(self.loader.batch(self._pieces, [index]) for index in read.indices),
+            begins=tuple(read.begins.tolist()),
+        )
 
 
 def _permutation(count: int, seed: tuple[int, ...]) -> list[int]:

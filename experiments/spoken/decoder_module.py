@@ -15,8 +15,10 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from backbones.mounting import MountedCache
+from backbones.mounting.decoder import MountedCausalLM
 from experiments.data.packing import IGNORED_LABEL
 from experiments.spoken.batches import AskedFact
+from experiments.spoken.carried_rows import Left, cache_left, left_of_cache
 from experiments.spoken.configuration import DecoderTraining, SpokenExperiment
 from experiments.spoken.lora import add_adapters
 from experiments.spoken.module import SpokenModule
@@ -74,20 +76,26 @@ class DecoderModule(SpokenModule):
 
     def backward_segments(
         self, embeddings: Tensor, labels: Tensor, mask: Tensor, segments: Sequence[tuple[int, int]],
-        batch: LabelledBatch,
-    ) -> tuple[float, float]:  # fmt: skip
-        """Gradients of the whole batch's loss, segment by segment; gives its (unweighted) text and speech loss."""
+        batch: LabelledBatch, left: Left | None, carries: bool,
+    ) -> tuple[float, float, Left]:  # fmt: skip
+        """Gradients of the whole batch's loss, segment by segment; gives its (unweighted) text and speech loss.
+
+        left, carries, and what is given last: see `backward_conversations`.
+        """
         targets = next_labels(labels)
         weights = self._token_weights(targets, batch)
         # Each segment's graph is freed when it was walked back; what all of them read is walked back once, at the end.
         # Where nothing below is trained the lower layers have no graph at all. Checkpointed layers need one to hang on.
         needs_gradient = embeddings.requires_grad or self.plan.gradient_checkpointing
         inputs = embeddings.detach().requires_grad_(needs_gradient)
-        cache: Cache | None = None
+        cache = None if left is None else cache_left(left, self.llm, isinstance(self.llm, MountedCausalLM))
+        seen = 0 if cache is None else cache.get_seq_length()
+        whole_mask = torch.cat([mask.new_ones(len(mask), seen), mask], dim=1)
+        keeps_cache = carries or len(segments) > 1
         text_total, speech_total = 0.0, 0.0
         for start, end in segments:
-            past_mask = mask[:, :start] if cache is not None else None
-            hidden, cache = self.read(inputs[:, start:end], mask[:, start:end], cache, past_mask, len(segments) > 1)
+            past_mask = whole_mask[:, : seen + start] if cache is not None else None
+            hidden, cache = self.read(inputs[:, start:end], mask[:, start:end], cache, past_mask, keeps_cache)
             losses, is_label = self._token_losses(hidden, targets[:, start:end])
             loss = (losses * weights[:, start:end][is_label]).sum() / weights.sum()
             text_total += float(losses.detach().sum())
@@ -99,7 +107,11 @@ class DecoderModule(SpokenModule):
             detach_cache(cache)
         if embeddings.requires_grad:
             embeddings.backward(inputs.grad)
-        return text_total / max(1, int((targets != IGNORED_LABEL).sum())), speech_total
+        leaves: Left = {}
+        if carries:
+            assert cache is not None
+            leaves = left_of_cache(cache)
+        return text_total / max(1, int((targets != IGNORED_LABEL).sum())), speech_total, leaves
 
     def segments(self, positions: int) -> Iterator[tuple[int, int]]:
         """[start, end) of what is read with one graph."""

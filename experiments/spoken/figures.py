@@ -14,6 +14,7 @@ from experiments.harness import metric_names as names
 from experiments.spoken import metric_names as spoken_names
 from experiments.spoken.backbone import SpokenBackbone
 from experiments.spoken.configuration import EvaluationPlan
+from experiments.spoken.report import told_losses
 
 Curve = Sequence[tuple[int, float]]
 Metrics = Mapping[str, float]
@@ -37,14 +38,15 @@ def draw_experiment(
     plan: EvaluationPlan,
     panels: Mapping[str, str],
 ) -> list[Path]:
-    """Writes three PNGs into `folder` and gives their paths.
+    """Writes PNGs into `folder` and gives their paths: three, and none of recall where no facts were asked for.
 
     last_metrics: arm -> metric -> last value. curves: arm -> metric -> (step, value) rows. panels: `learning_panels`.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    told = told_losses(last_metrics.values())
     loss_panels = (
-        _BucketPanel(section=names.LOSS_BY_POSITION, edges=plan.position_edges, x_label="position"),
-        _BucketPanel(section=spoken_names.LOSS_BY_TIME, edges=plan.seconds_edges, x_label="seconds"),
+        _BucketPanel(section=told.by_position, edges=plan.position_edges, x_label="position"),
+        _BucketPanel(section=told.by_time, edges=plan.seconds_edges, x_label="seconds"),
     )
     recall_panels = (
         _BucketPanel(
@@ -56,17 +58,20 @@ def draw_experiment(
             x_label="seconds since the last mention",
         ),
     )  # fmt: skip
-    return [
+    drawn = [
         _bucket_figure(
-            folder / "loss_by_position.png", last_metrics, loss_panels, "Loss along the conversation",
-            "nats per text token",
-        ),
-        _bucket_figure(
-            folder / "recall_by_distance.png", last_metrics, recall_panels, "Recall of facts by distance",
-            "share recalled exactly",
-        ),
-        _learning_figure(folder / "learning_curves.png", last_metrics, curves, panels),
-    ]  # fmt: skip
+            folder / "loss_by_position.png", last_metrics, loss_panels, "Loss along the conversation", told.unit
+        )
+    ]
+    if any(names.RECALL_CHANCE in metrics for metrics in last_metrics.values()):
+        drawn.append(
+            _bucket_figure(
+                folder / "recall_by_distance.png", last_metrics, recall_panels, "Recall of facts by distance",
+                "share recalled exactly",
+            )
+        )  # fmt: skip
+    logged = {name: title for name, title in panels.items() if any(rows.get(name) for rows in curves.values())}
+    return [*drawn, _learning_figure(folder / "learning_curves.png", last_metrics, curves, logged or panels)]
 
 
 def learning_panels(backbone: SpokenBackbone) -> dict[str, str]:

@@ -10,15 +10,17 @@ logged as the timing loss, in nats per frame.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from experiments.data.framing import FRAME_RATE_HZ
 from experiments.harness import metric_names as names
 from experiments.spoken import metric_names as spoken_names
+from experiments.spoken.carried_rows import Left, with_lead
 from experiments.spoken.configuration import SpokenExperiment
 from experiments.spoken.frame_batches import FrameBatch
 from experiments.spoken.frame_training import FrameTraining
@@ -67,6 +69,19 @@ class FrameModule(SpokenModule):
         raise NotImplementedError
 
     @property
+    def lead_frames(self) -> int:
+        """Last frames of a piece that the next one reads before its own: one, and as many as codes are delayed by."""
+        return 1
+
+    def left_of(self, carried: Any) -> Left:
+        """What `read_part` left, as `Left`."""
+        raise NotImplementedError
+
+    def carried_from(self, left: Left) -> Any:
+        """Back from `left_of`: what `read_part` goes on from."""
+        raise NotImplementedError
+
+    @property
     def codes_per_frame(self) -> int:
         """Codes whose loss one frame adds."""
         raise NotImplementedError
@@ -101,14 +116,15 @@ class FrameModule(SpokenModule):
 
     # Training
 
-    def positions_of(self, batch: FrameBatch) -> int:
-        return batch.positions
-
-    def backward_batch(self, batch: FrameBatch) -> dict[str, float]:
+    def backward_conversations(
+        self, batch: FrameBatch, left: Left | None, carries: bool
+    ) -> tuple[dict[str, float], Left]:
         """Gradients of a batch's text loss and of the audio loss of frames drawn by seed and step."""
         segments = self.segments(batch)
+        if carries:
+            return self._backward_piece(batch, left)
         if len(segments) > 1:
-            return self._backward_segments(batch, segments)
+            return self._backward_segments(batch, segments)[0], {}
         read = self.read(batch, self.inner_step_size_share())
         is_real = batch.is_real()
         logits, targets = read.text_logits[is_real], read.text[is_real]
@@ -121,11 +137,21 @@ class FrameModule(SpokenModule):
         audio = audio_total / max(1, codes)
         loss = loss + self.plan.speech_weight * audio
         self.manual_backward(loss)
-        return {
+        logged = {
             names.TRAIN_LOSS: float(loss.detach()),
             names.TRAIN_TEXT_LOSS: float(parts.token_nats.mean()),
             spoken_names.TRAIN_AUDIO_LOSS: float(audio.detach()),
         }
+        return logged, {}
+
+    def _backward_piece(self, batch: FrameBatch, left: Left | None) -> tuple[dict[str, float], Left]:
+        """Of one piece, behind the last frames of the one before, which are read into its first and not learned."""
+        codes, lead = with_lead(batch.codes, left)
+        behind = replace(batch, codes=codes, lengths=batch.lengths + lead)
+        segments = [(start + lead, end + lead) for start, end in self.segments(batch)]
+        carried = None if left is None else self.carried_from(left)
+        logged, carried = self._backward_segments(behind, segments, carried, lead)
+        return logged, {"lead": codes[:, :, -self.lead_frames :].clone(), **self.left_of(carried)}
 
     def segments(self, batch: FrameBatch, length: int | None = None) -> list[tuple[int, int]]:
         """[start, end) of what is read with one graph, or of pieces of that length."""
@@ -133,25 +159,31 @@ class FrameModule(SpokenModule):
         length = length or self.plan.segment_positions or frames
         return [(start, min(start + length, frames)) for start in range(0, frames, length)]
 
-    def _backward_segments(self, batch: FrameBatch, segments: list[tuple[int, int]]) -> dict[str, float]:
-        """As a whole batch's gradients, those of one segment after the other, each graph freed before the next."""
+    def _backward_segments(
+        self, batch: FrameBatch, segments: list[tuple[int, int]], carried: Any = None, lead: int = 0
+    ) -> tuple[dict[str, float], Any]:
+        """As a whole batch's gradients, those of one segment after the other, each graph freed before the next.
+
+        carried: what lies before the first segment left, which begins behind `lead` frames; given last: what the last
+        segment leaves.
+        """
         is_real, drawn = batch.is_real(), self._drawn_frames(batch)
         targets = batch.codes[:, 0]
         weights = self._text_weights(targets, batch) * is_real
         sees_all = torch.ones_like(is_real)
-        for start, _ in segments[1:]:
+        sees_all[:, :lead] = False
+        for start, _ in segments if lead else segments[1:]:
             sees_all[:, start : start + self.blind_frames] = False
         weights = weights * sees_all
         drawn = drawn[sees_all.cpu()[drawn[:, 0], drawn[:, 1]]]
         expected_codes = max(1, len(drawn) * self.codes_per_frame)
-        carried: Any = None
         text_total, text_frames, loss_total, audio_total, codes = 0.0, 0, 0.0, 0.0, 0
         for start, end in segments:
             read, carried = self.read_part(batch, start, end, carried, self.inner_step_size_share())
             learned = (is_real & sees_all)[:, start:end]
             logits, own = read.text_logits[learned], read.text[learned]
             losses = functional.cross_entropy(logits.float(), own, reduction="none")
-            loss = (losses * weights[:, start:end][learned]).sum() / weights.sum()
+            loss = (losses * weights[:, start:end][learned]).sum() / weights.sum().clamp_min(1e-9)
             frames = drawn[(drawn[:, 1] >= start) & (drawn[:, 1] < end)] - torch.tensor([0, start])
             audio, own_codes = self.audio_loss_sum(read, frames)
             loss = loss + self.plan.speech_weight * audio / expected_codes
@@ -161,11 +193,12 @@ class FrameModule(SpokenModule):
             text_total, text_frames = text_total + float(nats.sum()), text_frames + len(nats)
             loss_total, audio_total = loss_total + float(loss.detach()), audio_total + float(audio.detach())
             codes += own_codes
-        return {
+        logged = {
             names.TRAIN_LOSS: loss_total,
             names.TRAIN_TEXT_LOSS: text_total / max(1, text_frames),
             spoken_names.TRAIN_AUDIO_LOSS: audio_total / max(1, codes),
         }
+        return logged, carried
 
     def _text_weights(self, targets: Tensor, batch: FrameBatch) -> Tensor:
         """(B, T) weight of every frame's text in the training loss."""
@@ -196,8 +229,19 @@ class FrameModule(SpokenModule):
             frames = (targets != self.no_text_id).nonzero().flatten()
             self.scores.add_text(frames, batch.label_seconds[sample], parts.token_nats, parts.is_top, facts)
             self.scores.add_mean(spoken_names.VALIDATION_TIMING_LOSS, float(parts.timing_nats.double().sum()), length)
-            spoken = torch.stack([torch.full_like(batch.spoken[sample], sample), batch.spoken[sample]], dim=1)
-            total, codes = self.audio_loss_sum(read, spoken)
+            self._score_speech(read, sample, batch.spoken[sample])
+
+    def _score_speech(self, read: ReadFrames, sample: int, frames: Tensor) -> None:
+        """Of frames (F,) of a conversation, those of one bucket of positions and one of seconds at a time."""
+        seconds = (frames / FRAME_RATE_HZ).long()
+        by_place = torch.bucketize(frames, torch.tensor(self.evaluation.position_edges), right=True)
+        by_time = torch.bucketize(seconds, torch.tensor(self.evaluation.seconds_edges), right=True)
+        cells = torch.stack([by_place, by_time])
+        for cell in cells.unique(dim=1).T:
+            inside = (cells == cell[:, None]).all(dim=0)
+            own = frames[inside]
+            total, codes = self.audio_loss_sum(read, torch.stack([torch.full_like(own, sample), own], dim=1))
+            self.scores.add_speech(int(own[0]), int(seconds[inside][0]), float(total), codes)
             self.scores.add_mean(spoken_names.VALIDATION_AUDIO_LOSS, float(total), codes)
 
 

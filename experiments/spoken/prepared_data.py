@@ -5,24 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.data.dataset import ConversationSet
+from experiments.data.conversation_lines import PooledConversations
 from experiments.data.synthetic import build_conversations
 from experiments.spoken.backbone import spoken_backbone
-from experiments.spoken.configuration import SpokenExperiment
+from experiments.spoken.configuration import DataPlan, SpokenExperiment
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentData:
-    """stages: the training conversations of each stage of the curriculum. validation: what every arm is measured on."""
+    """stages: the training conversations of each stage of the curriculum; of recordings their pieces, as one stage.
+    validation: what every arm is measured on. left_out: one line for whatever cannot be used, and why.
+    """
 
-    stages: tuple[ConversationSet, ...]
-    validation: ConversationSet
-
-    @property
-    def left_out(self) -> list[str]:
-        """One line for every conversation that uses an unreadable sound file."""
-        every = {id(dataset): dataset for dataset in (*self.stages, self.validation)}.values()
-        return sorted({f"{lost.name}: {lost.reason}" for dataset in every for lost in dataset.dropped})
+    stages: tuple[PooledConversations, ...]
+    validation: PooledConversations
+    left_out: tuple[str, ...] = ()
 
 
 def prepare_data(config: SpokenExperiment, data_dir: Path, *, skips_bad_audio: bool) -> ExperimentData:
@@ -31,12 +28,18 @@ def prepare_data(config: SpokenExperiment, data_dir: Path, *, skips_bad_audio: b
     Raises:
         ValueError: a corrupt cached file, or data whose vocabulary, units or mel bands the model does not have.
     """
+    assert isinstance(config.data, DataPlan)
     specs = [config.data.stage_spec(stage) for stage in config.data.curriculum]
     built = {
         spec: build_conversations(spec, data_dir, skip_bad_audio=skips_bad_audio)
         for spec in dict.fromkeys([config.data.spec, *specs])
     }
-    data = ExperimentData(stages=tuple(built[spec] for spec in specs), validation=built[config.data.spec])
+    left_out = {f"{lost.name}: {lost.reason}" for dataset in built.values() for lost in dataset.dropped}
+    data = ExperimentData(
+        stages=tuple(built[spec] for spec in specs),
+        validation=built[config.data.spec],
+        left_out=tuple(f"left out, unreadable audio: {line}" for line in sorted(left_out)),
+    )
     spoken_backbone(config.backbone).check_data(config, data.validation)
     if not data.validation.split_indices("validation"):
         raise ValueError("no validation conversation is left: all of them use unreadable sound files")

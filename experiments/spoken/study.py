@@ -11,13 +11,18 @@ from experiments.harness import metric_names as names
 from experiments.harness import tracking
 from experiments.harness.data_source import DataSource
 from experiments.harness.study import ArmWork, FinishedArm, Report, RunOptions, Study
+from experiments.recordings.curriculum import PieceSet
+from experiments.recordings.named_sets import find_prepared
 from experiments.spoken.backbone import folder_of, spoken_backbone
 from experiments.spoken.configuration import SpokenExperiment
 from experiments.spoken.figures import draw_experiment, learning_panels
 from experiments.spoken.prepared_data import ExperimentData, prepare_data
-from experiments.spoken.report import ArmResult, chance_line, result_table
+from experiments.spoken.recorded_plan import RecordedPlan
+from experiments.spoken.recorded_stage1 import on_recordings, prepare_recorded
+from experiments.spoken.report import SPEECH, ArmResult, chance_line, result_table
 from experiments.spoken.training import train_arm
 
+MOST_LINES = 10
 TOKENS_OF_PRETRAINED_WEIGHTS = (
     "the conversations are tokenised by their own BPE, not by the checkpoint's tokenizer: its text embeddings start as "
     "those of other words. Sizes, memory and speed are the checkpoint's; loss and recall say nothing of its pretraining"
@@ -26,7 +31,12 @@ TOKENS_OF_PRETRAINED_WEIGHTS = (
 
 def prepare_conversations(config: SpokenExperiment, options: RunOptions) -> ExperimentData:
     """The conversations every arm is trained and measured on."""
-    data = prepare_data(config, options.data_dir, skips_bad_audio=options.skips_bad_audio)
+    if isinstance(config.data, RecordedPlan):
+        assert options.own_data is not None, "--data gave the plan"
+        pieces, held_out = prepare_recorded(config, find_prepared(options.own_data, options.data_dir))
+        data = ExperimentData(stages=(pieces,), validation=held_out, left_out=_left_out(pieces))
+    else:
+        data = prepare_data(config, options.data_dir, skips_bad_audio=options.skips_bad_audio)
     if options.weights is not None:
         print(f"note: {TOKENS_OF_PRETRAINED_WEIGHTS}", flush=True)
     return data
@@ -34,6 +44,9 @@ def prepare_conversations(config: SpokenExperiment, options: RunOptions) -> Expe
 
 def conversations_read(config: SpokenExperiment, data: ExperimentData) -> tuple[DataSource, ...]:
     """Every set of conversations by the digest that also names it in the cache, where its files are checked."""
+    if isinstance(config.data, RecordedPlan):
+        plan = config.data
+        return (DataSource(name=plan.name, digest=plan.digest, made_from=f"{plan.hours} h of turns", is_recorded=True),)
     sets = {dataset.spec.digest(): dataset.spec for dataset in (data.validation, *data.stages)}
     return tuple(set_source(spec) for spec in sets.values())
 
@@ -43,6 +56,15 @@ def set_source(spec: ConversationSpec) -> DataSource:
     return DataSource(
         name=f"conversations-{spec.positions}", digest=spec.digest(), made_from=json.dumps(spec.as_dict())
     )
+
+
+def _left_out(pieces: PieceSet) -> tuple[str, ...]:
+    lines = [
+        f"left out: {one.exchanges} exchanges ({one.seconds:.0f} s) of {one.conversation}: {one.reason}"
+        for one in pieces.left_out
+    ]
+    more = f"left out: exchanges of {len(lines) - MOST_LINES} more conversations"
+    return tuple(lines if len(lines) <= MOST_LINES else [*lines[:MOST_LINES], more])
 
 
 def run_spoken_arm(work: ArmWork) -> None:
@@ -61,7 +83,7 @@ def report_spoken(config: SpokenExperiment, folder: Path, uri: str, finished: Se
     results, curves = [], {}
     for arm in finished:
         logged = {} if arm.run is None else _curves(uri, arm.run.run_id, panels)
-        losses = logged.get(names.VALIDATION_TEXT_LOSS, [])
+        losses = logged.get(names.VALIDATION_TEXT_LOSS) or logged.get(SPEECH.whole, [])
         untrained = losses[0][1] if losses and losses[0][0] == 0 else None
         curves[arm.name] = logged
         results.append(ArmResult(arm=arm.name, run=arm.run, untrained_loss=untrained))
@@ -71,7 +93,7 @@ def report_spoken(config: SpokenExperiment, folder: Path, uri: str, finished: Se
     lines = result_table(results, plan.position_edges, plan.distance_edges), chance_line(results)
     table = "\n".join(filter(None, lines))
     data: ExperimentData | None = finished[0].task.data if finished else None
-    notes = [f"left out, unreadable audio: {line}" for line in (data.left_out if data else [])]
+    notes = [*data.left_out] if data else []
     samples = sorted(folder.glob("*/sample*"))
     notes += ["samples:", *(f"  {path}" for path in samples)] if samples else []
     return Report(table=table, figures=figures, notes=notes)
@@ -89,4 +111,5 @@ def spoken_study(backbone: str) -> Study:
         report=report_spoken,
         data_sources=conversations_read,
         preloads=("experiments.spoken.training", folder_of(backbone)),
+        on_recordings=on_recordings,
     )

@@ -16,9 +16,10 @@ from experiments.spoken.arms import memory_metrics
 from experiments.spoken.artifacts import save_artifacts, save_monitor
 from experiments.spoken.backbone import spoken_backbone
 from experiments.spoken.configuration import Arm, SpokenExperiment
-from experiments.spoken.data_module import ConversationDataModule
+from experiments.spoken.data_module import ConversationDataModule, RecordedDataModule
 from experiments.spoken.module import SpokenModule
 from experiments.spoken.prepared_data import ExperimentData
+from experiments.spoken.recorded_plan import RecordedPlan
 from experiments.spoken.starting import LAST_CHECKPOINT, start_from
 from ttt_core import TTTMonitor
 
@@ -54,7 +55,8 @@ def train_arm(
     own = config.of_arm(arm.name)
     loader = backbone.loader(model, config)
     memory = backbone.memory_of(config, arm)
-    data_module = ConversationDataModule(config, data, loader, next_step=lambda: module.steps_done)
+    kind = RecordedDataModule if isinstance(config.data, RecordedPlan) else ConversationDataModule
+    data_module = kind(config, data, loader, next_step=lambda: module.steps_done)
     monitor = TTTMonitor(folder / "monitor") if arm.ttt is not None else None
     watch = []
     if monitor is not None:

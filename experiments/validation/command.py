@@ -18,6 +18,7 @@ from experiments.harness.stopping import InterruptedRunError, StopRequest
 from experiments.harness.text_table import aligned, human_bytes
 from experiments.spoken.arms import memory_metrics
 from experiments.spoken.backbone import spoken_backbone
+from experiments.spoken.recorded_plan import RecordedPlan
 from experiments.validation import metric_names as own
 from experiments.validation.measuring import along_streams, memory_of_samples
 from experiments.validation.opened import open_validation
@@ -60,6 +61,11 @@ def validate(
     uri = tracking.store_uri(runs_dir)
     tracking.prepare_store(uri)
     trained = load_trained(uri, run_id, weights)
+    if isinstance(trained.experiment.data, RecordedPlan):
+        raise ValueError(
+            f"run {run_id} was trained on own recordings ({trained.experiment.data.name}), and validation asks for "
+            "facts of synthetic conversations; its loss along held-out recordings is in its own run: loss_by_position"
+        )
     plan = PLANS[trained.experiment.scale]
     plan = plan if streams is None else dataclasses.replace(plan, streams=streams)
     long, short = (

@@ -14,6 +14,7 @@ from experiments.data.dataset import ConversationSet
 from experiments.data.packing import PackedConversation, pack
 from experiments.spoken.batches import AskedFact, asked_facts, label_seconds, padded
 from experiments.spoken.llama_omni.configuration import LlamaOmniExperiment
+from experiments.spoken.recorded_plan import RecordedPlan
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,20 @@ class LlamaOmniBatch:
         )
 
 
-class EncodedUtterances:
-    """Encoder frames by utterance. The encoder is frozen, so each utterance goes through it once per process."""
+MOST_ENCODED_BYTES = 512 << 20
+"""Of encoder frames that are kept: all of synthetic conversations, and of recordings the last ones read."""
 
-    def __init__(self, model: LlamaOmni) -> None:
+
+class EncodedUtterances:
+    """Encoder frames by utterance. The encoder is frozen, so an utterance that is kept needs it only once.
+
+    most_bytes: beyond it the frames that were asked for the longest ago are forgotten.
+    """
+
+    def __init__(self, model: LlamaOmni, most_bytes: int = MOST_ENCODED_BYTES) -> None:
         self._model = model
+        self._most_bytes = most_bytes
+        self._bytes = 0
         self._frames: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
@@ -65,8 +75,13 @@ class EncodedUtterances:
         missing = [utterance for utterance in dict.fromkeys(utterance_ids) if utterance not in self._frames]
         if missing:
             encoded = self._model.encode_speech([dataset.pool.mel(utterance) for utterance in missing])
-            self._frames |= {u: f.cpu() for u, f in zip(missing, encoded.segments, strict=True)}
-        return SpeechFrames(tuple(self._frames[utterance] for utterance in utterance_ids))
+            self._frames |= {u: f.cpu().clone() for u, f in zip(missing, encoded.segments, strict=True)}
+            self._bytes += sum(self._frames[utterance].nbytes for utterance in missing)
+        asked = {utterance: self._frames.pop(utterance) for utterance in dict.fromkeys(utterance_ids)}
+        self._frames |= asked  # to the end: the first of them are forgotten first
+        while self._bytes > self._most_bytes and len(self._frames) > len(asked):
+            self._bytes -= self._frames.pop(next(iter(self._frames))).nbytes
+        return SpeechFrames(tuple(asked[utterance] for utterance in utterance_ids))
 
 
 class LlamaOmniLoader:
@@ -78,6 +93,8 @@ class LlamaOmniLoader:
     def __init__(self, model: LlamaOmni, config: LlamaOmniExperiment) -> None:
         self._model = model
         self._mini_batch_size = max(row.ttt.mini_batch_size if row.ttt else 1 for row in config.arms)
+        if isinstance(config.data, RecordedPlan):
+            self._mini_batch_size = 1  # the next piece goes on directly behind the last real position
         self.encoded = EncodedUtterances(model)
 
     def batch(self, dataset: ConversationSet, indices: Sequence[int]) -> LlamaOmniBatch:

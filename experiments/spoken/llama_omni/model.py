@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from backbones.llama_omni import LlamaOmni, LlamaOmniConfig
+from backbones.llama_omni.speech_encoder import positions_per_window
 from backbones.mounting import MemoryDescription, describe, save_ttt, ttt_layers
 from experiments.data.dataset import ConversationSet
 from experiments.spoken.arms import mount_on_decoder
+from experiments.spoken.backbone import DataSizes
 from experiments.spoken.configuration import Arm
 from experiments.spoken.llama_omni.configuration import LlamaOmniExperiment
 from experiments.spoken.prepared_data import require_vocabularies
@@ -65,11 +68,24 @@ def check_data(config: LlamaOmniExperiment, dataset: ConversationSet) -> None:
             "speech units": (dataset.codebook.size, model.unit_vocab_size, "model.unit_vocab_size"),
         }
     )
-    if dataset.spec.n_mels != model.speech_encoder_mel_bins:
+    if dataset.codebook.n_mels != model.speech_encoder_mel_bins:
         raise ValueError(
-            f"the data has {dataset.spec.n_mels} mel bands, the model's encoder reads {model.speech_encoder_mel_bins}; "
-            "set data.spec.n_mels or model.speech_encoder_mel_bins"
+            f"the data has {dataset.codebook.n_mels} mel bands, the model's encoder reads "
+            f"{model.speech_encoder_mel_bins}; make n_mels of the data (recordings: --n-mels) and "
+            "model.speech_encoder_mel_bins equal"
         )
+
+
+def fitted(model: LlamaOmniConfig, sizes: DataSizes) -> LlamaOmniConfig:
+    """The model with the data's vocabularies and mel bands."""
+    return dataclasses.replace(
+        model, vocab_size=sizes.text_tokens, unit_vocab_size=sizes.units, speech_encoder_mel_bins=sizes.n_mels
+    )
+
+
+def speech_positions_of(model: LlamaOmniConfig) -> Callable[[int], int]:
+    """Positions that so many mel frames take, as `LlamaOmni.speech_positions` counts them."""
+    return lambda mel_frames: sum(positions_per_window(mel_frames, model))
 
 
 def _loaded(weights: Path, wanted: LlamaOmniConfig) -> LlamaOmni:

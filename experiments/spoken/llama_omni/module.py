@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache
 
 from backbones.llama_omni import LlamaOmni, SpokenTurn
 from experiments.harness import metric_names as names
+from experiments.spoken.carried_rows import Left
 from experiments.spoken.configuration import Arm, Trained
 from experiments.spoken.decoder_module import DecoderModule, train_upper_mixers_alone
 from experiments.spoken.llama_omni.configuration import LlamaOmniExperiment, LlamaOmniTraining
@@ -49,23 +50,23 @@ class LlamaOmniModule(DecoderModule):
 
     # Training
 
-    def positions_of(self, batch: LlamaOmniBatch) -> int:
-        return batch.positions
-
-    def backward_batch(self, batch: LlamaOmniBatch) -> dict[str, float]:
+    def backward_conversations(
+        self, batch: LlamaOmniBatch, left: Left | None, carries: bool
+    ) -> tuple[dict[str, float], Left]:
         """Gradients of a batch's text loss and of the speech loss of a few of its turns."""
         spliced = self.model.splice(batch.input_ids, batch.speech, batch.labels, attention_mask=batch.attention_mask)
         assert spliced.labels is not None
         segments = list(self.segments(spliced.labels.shape[1]))
         self._turns = self._drawn_turns(batch.spoken_turns, segments)
-        text_loss, ctc_loss = self.backward_segments(
-            spliced.inputs_embeds, spliced.labels, spliced.attention_mask, segments, batch
+        text_loss, ctc_loss, leaves = self.backward_segments(
+            spliced.inputs_embeds, spliced.labels, spliced.attention_mask, segments, batch, left, carries
         )
-        return {
+        losses = {
             names.TRAIN_LOSS: text_loss + self.plan.speech_weight * ctc_loss,
             names.TRAIN_TEXT_LOSS: text_loss,
             names.TRAIN_CTC_LOSS: ctc_loss,
         }
+        return losses, leaves
 
     def speech_loss_of(self, hidden: Tensor, start: int, end: int) -> Tensor | None:
         """The CTC loss of the step's turns that lie in the segment, by all of the step's units."""

@@ -6,7 +6,7 @@ from backbones.moshi import save_ttt, ttt_layers
 from experiments.spoken import metric_names as spoken_names
 from experiments.spoken.backbone import SpokenBackbone
 from experiments.spoken.moshi.loader import MoshiLoader
-from experiments.spoken.moshi.model import build_model, check_data, memory_of
+from experiments.spoken.moshi.model import build_model, check_data, fitted, memory_of
 from experiments.spoken.moshi.module import MoshiModule
 from experiments.spoken.moshi.sample import save_sample
 from experiments.spoken.moshi.speaking import MoshiSpeaker
@@ -14,6 +14,7 @@ from experiments.spoken.speaking import real_frames
 
 BACKBONE = SpokenBackbone(
     check_data=check_data,
+    fitted=fitted,
     build_model=build_model,
     memory_of=memory_of,
     loader=MoshiLoader,

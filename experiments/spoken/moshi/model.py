@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +10,20 @@ from pathlib import Path
 import torch
 from moshi.models.lm import LMModel
 
-from backbones.moshi import attention_layers, build_lm, describe, give_ring_room, load_lm, mount, set_context
+from backbones.moshi import (
+    MoshiConfig,
+    attention_layers,
+    build_lm,
+    describe,
+    give_ring_room,
+    load_lm,
+    mount,
+    set_context,
+)
 from backbones.mounting import MemoryDescription
 from experiments.data.dataset import ConversationSet
 from experiments.spoken.arms import windows_of
+from experiments.spoken.backbone import DataSizes
 from experiments.spoken.configuration import Arm
 from experiments.spoken.moshi.configuration import MoshiExperiment
 from experiments.spoken.prepared_data import require_vocabularies
@@ -66,6 +77,11 @@ def check_data(config: MoshiExperiment, dataset: ConversationSet) -> None:
             "speech units": (dataset.codebook.size, model.card, "model.card"),
         }
     )
+
+
+def fitted(model: MoshiConfig, sizes: DataSizes) -> MoshiConfig:
+    """The model with the data's vocabularies."""
+    return dataclasses.replace(model, card=sizes.units, text_card=sizes.text_tokens)
 
 
 @contextmanager

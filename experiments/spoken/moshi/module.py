@@ -20,11 +20,13 @@ from backbones.moshi import (
     ttt_layers,
 )
 from experiments.data.framing import UNITS_PER_FRAME
+from experiments.spoken.carried_rows import Left, left_of_states, states_left
 from experiments.spoken.configuration import Arm, Trained
 from experiments.spoken.frame_batches import FrameBatch
 from experiments.spoken.frame_module import FrameModule, ReadFrames
 from experiments.spoken.moshi.configuration import MoshiExperiment
 from experiments.spoken.moshi.model import able_to_stream
+from experiments.spoken.recorded_plan import RecordedPlan
 from ttt_core import TTTState
 
 DEPTH_PARTS = ("depformer", "depformer_in", "depformer_emb", "depformer_text_emb", "depformer_norms", "linears")
@@ -41,7 +43,7 @@ class MoshiModule(FrameModule):
         super().__init__(model, config, config.training, model.text_padding_token_id)
         choose_trained(model, self.plan.trains, arm.upper_layers)
         self.upper_mixers = [model.transformer.layers[layer].self_attn for layer in arm.upper_layers]
-        self._set_blind_frames()
+        self._set_blind_frames(config)
 
     def read(self, batch: FrameBatch, inner_step_size_share: float) -> ReadFrames:
         """The streams as the model reads them, (B, K, T + 1): delayed, behind the initial tokens."""
@@ -50,10 +52,14 @@ class MoshiModule(FrameModule):
         hidden, text_logits = self.model.forward_text(sequence[:, :, :-1])
         return ReadFrames(hidden=hidden, text_logits=text_logits[:, 0], text=sequence[:, 0, 1:], codes=sequence)
 
-    def _set_blind_frames(self) -> None:
-        """What a segment's attention cannot see is what lies before it: TTT's state alone is carried."""
+    def _set_blind_frames(self, config: MoshiExperiment) -> None:
+        """What a segment's attention cannot see is what lies before it: TTT's state alone is carried.
+
+        Of pieces of recordings, every arm leaves as many first frames out, so that all learn from the same ones.
+        """
         segment = self.plan.segment_positions
         if segment is None:
+            self.blind_frames = config.model.context if isinstance(config.data, RecordedPlan) else 0
             return
         contexts = {layer: attention.context for layer, attention in attention_layers(self.model).items()}
         unbounded = [layer for layer, context in contexts.items() if context is None]
@@ -75,7 +81,10 @@ class MoshiModule(FrameModule):
         """TTT's states are carried; attention starts anew."""
         self._set_inner_step_size(inner_step_size_share)
         sequence = delayed_sequence(self.model, batch.codes)[:, :, start : end + 1]
-        hidden, text_logits, states = lm_forward_with_states(self.model, sequence[:, :, :-1], carried)
+        if ttt_layers(self.model):
+            hidden, text_logits, states = lm_forward_with_states(self.model, sequence[:, :, :-1], carried or None)
+        else:
+            (hidden, text_logits), states = self.model.forward_text(sequence[:, :, :-1]), {}
         read = ReadFrames(hidden=hidden, text_logits=text_logits[:, 0], text=sequence[:, 0, 1:], codes=sequence)
         return read, {layer: state.detach() for layer, state in states.items()}
 
@@ -101,6 +110,16 @@ class MoshiModule(FrameModule):
 
     def whole_codes(self, batch: FrameBatch) -> Tensor:
         return delayed_sequence(self.model, batch.codes)
+
+    @property
+    def lead_frames(self) -> int:
+        return 1 + max(self.model.delays)
+
+    def left_of(self, carried: dict[int, TTTState]) -> Left:
+        return left_of_states(carried)
+
+    def carried_from(self, left: Left) -> dict[int, TTTState]:
+        return states_left(left, ttt_layers(self.model))
 
     @property
     def codes_per_frame(self) -> int:

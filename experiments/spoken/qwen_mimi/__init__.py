@@ -5,7 +5,14 @@ from __future__ import annotations
 from experiments.spoken import metric_names as spoken_names
 from experiments.spoken.backbone import SpokenBackbone
 from experiments.spoken.qwen_mimi.loader import QwenMimiLoader
-from experiments.spoken.qwen_mimi.model import build_model, check_data, memory_of, save_difference, ttt_layers_of
+from experiments.spoken.qwen_mimi.model import (
+    build_model,
+    check_data,
+    fitted,
+    memory_of,
+    save_difference,
+    ttt_layers_of,
+)
 from experiments.spoken.qwen_mimi.module import QwenMimiModule
 from experiments.spoken.qwen_mimi.sample import save_sample
 from experiments.spoken.qwen_mimi.speaking import QwenMimiSpeaker
@@ -13,6 +20,7 @@ from experiments.spoken.speaking import real_frames
 
 BACKBONE = SpokenBackbone(
     check_data=check_data,
+    fitted=fitted,
     build_model=build_model,
     memory_of=memory_of,
     loader=QwenMimiLoader,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from backbones.qwen_mimi import QwenMimi
+from experiments.recordings.carried_batches import RecordedCodes
 from experiments.spoken.frame_batches import FrameLoader, StreamLayout
 from experiments.spoken.qwen_mimi.codes import MimiFrames
 from experiments.spoken.qwen_mimi.configuration import QwenMimiExperiment
+from experiments.spoken.recorded_plan import RecordedPlan
 
 PADDING_ID = 0
 """Of any stream: what stands in padding is read by nothing that is real."""
@@ -25,4 +27,6 @@ class QwenMimiLoader(FrameLoader):
             super().__init__(layout, config.evaluation.speech_turns)
         else:
             assert model.mimi is not None, "build_model refuses a model without Mimi"
-            super().__init__(layout, config.evaluation.speech_turns, MimiFrames(model.mimi).in_set)
+            recorded = isinstance(config.data, RecordedPlan)  # their codes were kept when they were prepared
+            codes_of = RecordedCodes if recorded else MimiFrames(model.mimi).in_set
+            super().__init__(layout, config.evaluation.speech_turns, codes_of)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -11,13 +12,15 @@ import torch
 from backbones.config_file import read_config_file
 from backbones.mounting import MemoryDescription, describe, mount, save_ttt, ttt_layers
 from backbones.mounting.decoder import MountedDecoder
-from backbones.qwen_mimi import QwenMimi, load
+from backbones.qwen_mimi import RESERVED_TEXT_IDS, QwenMimi, QwenMimiConfig, load
 from backbones.speech.mimi import MimiTokenizer
 from experiments.data.dataset import ConversationSet
 from experiments.spoken.arms import windows_of
+from experiments.spoken.backbone import DataSizes
 from experiments.spoken.configuration import Arm
 from experiments.spoken.prepared_data import require_vocabularies
 from experiments.spoken.qwen_mimi.configuration import QwenMimiExperiment
+from experiments.spoken.recorded_plan import RecordedPlan
 from ttt_core import TTTLayer
 
 NEEDS_MIMI = (
@@ -85,7 +88,17 @@ def check_data(config: QwenMimiExperiment, dataset: ConversationSet) -> None:
         needs["speech units"] = (dataset.codebook.size, model.codebook_size, "model.codebook_size")
     elif config.weights_digest is None:
         raise ValueError(NEEDS_MIMI)
+    elif isinstance(config.data, RecordedPlan) and len(dataset.pool.silent_codes()) != model.codebooks:
+        raise ValueError(
+            f"the recordings have {len(dataset.pool.silent_codes())} codes a frame, the model reads {model.codebooks}: "
+            f"prepare them with --codebooks {model.codebooks}"
+        )
     require_vocabularies(needs)
+
+
+def fitted(model: QwenMimiConfig, sizes: DataSizes) -> QwenMimiConfig:
+    """The model with the data's vocabularies."""
+    return dataclasses.replace(model, codebook_size=sizes.units, text_vocab_size=sizes.text_tokens + RESERVED_TEXT_IDS)
 
 
 def _from_folder(weights: Path, config: QwenMimiExperiment) -> QwenMimi:

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import Cache
 
+from backbones.mounting.decoder import MountedDecoder
 from backbones.qwen_mimi import QwenMimi
+from experiments.spoken.carried_rows import Left, cache_left, left_of_cache
 from experiments.spoken.configuration import Arm, Trained
 from experiments.spoken.decoder_module import detach_cache
 from experiments.spoken.frame_batches import FrameBatch
@@ -53,6 +55,12 @@ class QwenMimiModule(FrameModule):
             codes=batch.codes[:, :, start:end],
         )  # fmt: skip
         return read, cache
+
+    def left_of(self, carried: Cache) -> Left:
+        return left_of_cache(carried)
+
+    def carried_from(self, left: Left) -> Cache:
+        return cache_left(left, self.model.decoder, isinstance(self.model.decoder, MountedDecoder))
 
     def whole_codes(self, batch: FrameBatch) -> Tensor:
         return batch.codes

@@ -5,13 +5,14 @@ from __future__ import annotations
 from backbones.mounting import save_ttt, ttt_layers
 from experiments.spoken.backbone import SpokenBackbone
 from experiments.spoken.qwen_tts.loader import QwenLoader
-from experiments.spoken.qwen_tts.model import build_model, check_data, memory_of
+from experiments.spoken.qwen_tts.model import build_model, check_data, fitted, memory_of
 from experiments.spoken.qwen_tts.module import QwenModule
 from experiments.spoken.qwen_tts.sample import save_sample
 from experiments.spoken.qwen_tts.speaking import QwenSpeaker, real_text
 
 BACKBONE = SpokenBackbone(
     check_data=check_data,
+    fitted=fitted,
     build_model=build_model,
     memory_of=memory_of,
     loader=QwenLoader,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from backbones.mounting import MemoryDescription, describe
 from backbones.qwen_tts import QwenConfig, random_llm, read_llm
 from experiments.data.dataset import ConversationSet
 from experiments.spoken.arms import mount_on_decoder
+from experiments.spoken.backbone import DataSizes
 from experiments.spoken.configuration import Arm
 from experiments.spoken.prepared_data import require_vocabularies
 from experiments.spoken.qwen_tts.configuration import QwenExperiment
@@ -51,6 +53,11 @@ def check_data(config: QwenExperiment, dataset: ConversationSet) -> None:
     """Raises ValueError where the data has text tokens that the model does not know."""
     needed = dataset.tokenizer.vocab_size
     require_vocabularies({"text tokens": (needed, config.model.vocab_size, "model.vocab_size")})
+
+
+def fitted(model: QwenConfig, sizes: DataSizes) -> QwenConfig:
+    """The model with the data's vocabulary."""
+    return dataclasses.replace(model, vocab_size=sizes.text_tokens)
 
 
 def _loaded(weights: Path, config: QwenExperiment) -> PreTrainedModel:

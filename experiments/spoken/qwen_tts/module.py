@@ -7,6 +7,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from experiments.harness import metric_names as names
+from experiments.spoken.carried_rows import Left
 from experiments.spoken.configuration import Arm
 from experiments.spoken.decoder_module import DecoderModule, train_upper_mixers_alone
 from experiments.spoken.qwen_tts.configuration import QwenExperiment
@@ -38,15 +39,16 @@ class QwenModule(DecoderModule):
         hidden = self.model.model(inputs_embeds=embeddings, past_key_values=cache, use_cache=use_cache)
         return hidden.last_hidden_state, cache
 
-    def positions_of(self, batch: TranscriptBatch) -> int:
-        return batch.positions
-
-    def backward_batch(self, batch: TranscriptBatch) -> dict[str, float]:
+    def backward_conversations(
+        self, batch: TranscriptBatch, left: Left | None, carries: bool
+    ) -> tuple[dict[str, float], Left]:
         """Gradients of a batch's text loss."""
         embeddings = self.model.get_input_embeddings()(batch.input_ids)
         segments = list(self.segments(batch.labels.shape[1]))
-        loss, _ = self.backward_segments(embeddings, batch.labels, batch.attention_mask, segments, batch)
-        return {names.TRAIN_LOSS: loss, names.TRAIN_TEXT_LOSS: loss}
+        loss, _, leaves = self.backward_segments(
+            embeddings, batch.labels, batch.attention_mask, segments, batch, left, carries
+        )
+        return {names.TRAIN_LOSS: loss, names.TRAIN_TEXT_LOSS: loss}, leaves
 
     def validation_step(self, batch: TranscriptBatch, batch_index: int) -> None:
         embeddings = self.model.get_input_embeddings()(batch.input_ids)

@@ -34,7 +34,9 @@ def save_sample(
     asked = [
         turn for turn in packed.spoken_turns for r in packed.recalls if turn.start <= r.value_positions[0] < turn.end
     ]
-    turn = (asked or list(packed.spoken_turns))[-1]
+    # Who only listens says nothing: of recordings, the last turn with words is asked for.
+    worded = [own for own in packed.spoken_turns if own.end - own.start > 1]
+    turn = (asked or worded or list(packed.spoken_turns))[-1]
     number = packed.spoken_turns.index(turn)
     question, answer = dataset[index].turns[2 * number : 2 * number + 2]
     prompt_ids, most = packed.input_ids[: turn.start], config.evaluation.sample_new_positions
@@ -42,7 +44,7 @@ def save_sample(
     text = dataset.tokenizer.decode(ids)
     engine = load_engine("espeak", language=LANGUAGE, unreadable="skip")
     is_said = say(engine, text, folder / "sample.wav")
-    say(engine, answer.text, folder / "sample_expected.wav")
+    is_expected_said = say(engine, answer.text, folder / "sample_expected.wav")
     lines = {
         "conversation": f"{packed.name}, answer at positions {turn.start} to {turn.end}",
         "question (read)": question.text,
@@ -50,10 +52,10 @@ def save_sample(
         "generated text": text,
         "generated token ids": numbers_line(ids),
         "sound": "sample.wav, by espeak-ng" if is_said else "NONE: the model wrote no word",
-        "sound of the expected text": "sample_expected.wav",
+        "sound of the expected text": "sample_expected.wav" if is_expected_said else "NONE: no word that a voice reads",
     }
-    sounds = ["sample.wav", "sample_expected.wav"] if is_said else ["sample_expected.wav"]
-    return [write_sample_text(folder, lines), *(folder / name for name in sounds)]
+    sounds = [("sample.wav", is_said), ("sample_expected.wav", is_expected_said)]
+    return [write_sample_text(folder, lines), *(folder / name for name, is_there in sounds if is_there)]
 
 
 def written(model: PreTrainedModel, prompt_ids: torch.Tensor, most: int, end_id: int) -> list[int]:
