@@ -27,8 +27,7 @@ MIMI ?=
 ifneq ($(filter data,$(MAKECMDGOALS)),)
 $(if $(and $(SOURCE),$(NAME)),,$(error give SOURCE=/path/to/recordings and NAME=name-of-the-set))
 endif
-RECIPE_OPTIONS = --scale $(SCALE) --seed $(SEED) $(foreach arm,$(ARM),--arm $(arm)) $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
-	$(if $(DATA),--data "$(DATA)") \
+RECIPE_OPTIONS = --scale $(SCALE) --seed $(SEED) $(foreach arm,$(ARM),--arm $(arm)) $(if $(WEIGHTS),--weights "$(WEIGHTS)")$(if $(DATA), --data "$(DATA)") \
 	$(if $(filter 1 yes true,$(RESUME)),--resume) $(ARGS)
 
 # pytest: processes of one thread each. A file's tests share a process, so that what its fixtures prepare is prepared once.

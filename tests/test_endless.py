@@ -223,7 +223,7 @@ def test_what_is_carried_is_part_of_a_checkpoint() -> None:
     module.backward_batch(carried_data(config).training_batch(1))
     other.load_state_dict(module.state_dict())
     begins = torch.tensor([False, True, False, False])
-    [mine], [theirs] = module.carried(begins).values(), other.carried(begins).values()
+    [mine], [theirs] = module.states_before(begins).values(), other.states_before(begins).values()
     assert torch.equal(mine.W1, theirs.W1) and mine.count.tolist() == [16, 0, 16, 16]
     [layer] = ttt_layers(module.lm).values()
     torch.testing.assert_close(mine.W1[1], layer.inner.weights.W1)

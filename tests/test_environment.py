@@ -168,6 +168,8 @@ def test_make_hands_every_option_to_the_recipe() -> None:
         "-m experiments llama-omni-stage1 --scale smoke --seed 3 --arm ttt-mlp"
         ' --weights "some folder" --resume --set steps=2'
     )
+    on_recordings = output_of_make("-n", "exp-llama-omni-stage1", "WEIGHTS=some folder", "DATA=my calls")
+    assert '--weights "some folder" --data "my calls"' in on_recordings
 
 
 @pytest.mark.parametrize("module", ["ttt_core.layer", "backbones.mounting.host", "experiments.harness", "analysis"])

@@ -111,7 +111,7 @@ class CarriedStateModule(FactStreamModule):
         assert isinstance(batch, Segments)
         inputs = model_inputs(self.lm, batch.codes)
         inputs[:, :, 0] = torch.where(batch.begins[:, None], inputs[:, :, 0], batch.codes_before)
-        _, logits, states = lm_forward_with_states(self.lm, inputs, self.carried(batch.begins))
+        _, logits, states = lm_forward_with_states(self.lm, inputs, self.states_before(batch.begins))
         losses = text_losses(logits[:, 0], batch.text)
         loss = (losses * self.loss_weights(batch)).sum() / self.loss_weights(batch).sum()
         self.manual_backward(loss)
@@ -126,7 +126,7 @@ class CarriedStateModule(FactStreamModule):
         is_blind[:, self.words_left_out :] = False
         return torch.where(is_blind, 0.0, weights)
 
-    def carried(self, begins: Tensor) -> dict[int, TTTState]:
+    def states_before(self, begins: Tensor) -> dict[int, TTTState]:
         """{layer: state} that a step starts from: the learned weights, with gradients, where a conversation begins."""
         states = {}
         for layer, ttt in ttt_layers(self.lm).items():

@@ -36,7 +36,9 @@ def forget_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.init()  # the allocator has no statistics before
         torch.cuda.reset_peak_memory_stats()
-    elif CLEAR_PEAK.exists():
+        return
+    _return_what_was_freed()
+    if CLEAR_PEAK.exists():
         try:
             CLEAR_PEAK.write_text("5")
         except PermissionError:
@@ -52,14 +54,13 @@ def _status_bytes(field: str) -> int:
 
 def start_measuring() -> int:
     """Starts the peak anew and gives the bytes held now: what an arm needs is counted from there."""
-    _return_what_was_freed()
     forget_peak()
     return held_bytes()
 
 
 def _return_what_was_freed() -> None:
     """Gives freed memory back to the system: where it is used again it is no byte more, and hides what an arm needs."""
-    if sys.platform == "linux" and not torch.cuda.is_available():
+    if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; other libraries return it by themselves
         if trim is not None:
             trim(0)

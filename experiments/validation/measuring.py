@@ -111,8 +111,7 @@ def _gain(fresh: Sequence[BucketedMean], carried: Sequence[BucketedMean]) -> dic
 def memory_of_samples(module: SpokenModule, loader: Loader, streams: ConversationSet) -> dict[str, float]:
     """Peak bytes above the model's own, for each sample of one and of four that are read at once.
 
-    Both are counted from before the first: what the first has freed is what the second uses again. On a CPU, where the
-    peak is the process's, that takes a process that has read nothing before.
+    Both are counted from before the first, each after what was freed is given back.
     """
     index = streams.split_indices("validation")[0]
     found = {}
